@@ -1,6 +1,6 @@
 //! Asking nameservers by UDP: one after the other, until one has an answer.
 
-use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{io, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
 
 use tokio::{io::Interest, net::UdpSocket, task::JoinSet, time};
 
@@ -35,7 +35,7 @@ pub(crate) async fn ask(
     patience: Duration,
     limit: Duration,
 ) -> Outcome {
-    let deadline = time::Instant::now() + limit;
+    let mut deadline = pin!(time::sleep(limit));
     let mut left = servers.iter();
     let mut asked = JoinSet::new();
     let mut outcome = Outcome::Silent;
@@ -50,7 +50,7 @@ pub(crate) async fn ask(
             ended = asked.join_next() => ended,
             () = time::sleep(patience), if hurry => continue,
             // Of who is silent the network has not said that it is not there.
-            () = time::sleep_until(deadline) => return match outcome {
+            () = &mut deadline => return match outcome {
                 Outcome::Unreachable(_) => Outcome::Silent,
                 answered => answered,
             },

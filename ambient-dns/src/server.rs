@@ -35,7 +35,8 @@ pub struct Limits {
     pub connections: usize,
     /// How long a TCP client may take for a whole query, counted from the last answer, and for taking an answer.
     pub idle: Duration,
-    /// After how long the next query is the last of a TCP connection: it is answered, and the client calls again for others.
+    /// After how long a TCP connection ends between two queries: as soon as all that was asked on it is answered, or after `idle` more
+    /// whatever is asked still. The client calls again for others.
     pub life: Duration,
 }
 

@@ -5,13 +5,13 @@
 use std::{io, net::SocketAddr, time::Duration};
 
 use tokio::{
-    io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _},
+    io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _, copy, sink},
     net::TcpStream,
     time::{self, Instant},
 };
 
 use crate::{
-    Answer, Transport,
+    Answer, Limits, Transport,
     observe::{Dropped, Event, Failure, Query, Source},
     server::{FAILED, Inner, asked},
     wire::{self, Header},
@@ -25,19 +25,19 @@ pub(crate) async fn converse(inner: &Inner, client: TcpStream) -> io::Result<()>
         queries: Messages::default(),
         nameserver: None,
         waiting: Vec::new(),
+        lasts: false,
         since: Instant::now(),
     };
-    let last_query_after = Instant::now() + inner.limits.life;
+    let begun = Instant::now();
     let mut asks = true;
-    while asks || talk.nameserver.is_some() {
-        match talk.next(asks).await? {
+    while asks || !talk.is_over() {
+        let next = talk.next(asks).await?;
+        // What is longer than one answer is not cut short by what it brings itself.
+        let may_end = !talk.lasts || matches!(next, Next::Query(_));
+        match next {
             Next::Query(query) => {
                 if !talk.take(&query).await? {
-                    return Ok(());
-                }
-                if Instant::now() >= last_query_after {
-                    asks = false;
-                    talk.ask_no_more().await?;
+                    break;
                 }
             }
             Next::LastQuery => {
@@ -48,12 +48,23 @@ pub(crate) async fn converse(inner: &Inner, client: TcpStream) -> io::Result<()>
             // It ends for the client as it would without us: between two queries, or in the middle of a zone.
             Next::LastReply => {
                 talk.fail(Failure::Unreachable);
-                return Ok(());
+                break;
             }
         }
         talk.since = Instant::now();
+        if asks && may_end && !may_ask(&inner.limits, begun.elapsed(), || talk.is_quiet()) {
+            asks = false;
+            talk.ask_no_more().await?;
+        }
     }
+    talk.part().await;
     Ok(())
+}
+
+/// Whether a client may ask more on a connection of an age. The end is looked for between two queries; where there is no such moment
+/// it comes nevertheless.
+pub(crate) fn may_ask(limits: &Limits, age: Duration, is_quiet: impl FnOnce() -> bool) -> bool {
+    age.checked_sub(limits.life).is_none_or(|over| over < limits.idle && !is_quiet())
 }
 
 /// What happens on a connection.
@@ -73,6 +84,8 @@ struct Talk<'a> {
     nameserver: Option<(TcpStream, Messages)>,
     /// What was forwarded and is not answered.
     waiting: Vec<Waiting>,
+    /// Whether more than one answer to each query may come: a zone, or what a session is for.
+    lasts: bool,
     since: Instant,
 }
 
@@ -100,7 +113,7 @@ impl Talk<'_> {
             query = queries.next(client), if asks => Ok(query?.map_or(Next::LastQuery, Next::Query)),
             // However it has ended, the client learns that it has.
             reply = reply => Ok(reply.ok().flatten().map_or(Next::LastReply, Next::Reply)),
-            () = time::sleep_until(self.since + patience) => {
+            () = time::sleep(patience.saturating_sub(self.since.elapsed())) => {
                 self.fail(Failure::Silent);
                 Err(io::ErrorKind::TimedOut.into())
             }
@@ -113,6 +126,32 @@ impl Talk<'_> {
             Some((nameserver, _)) => nameserver.shutdown().await,
             None => Ok(()),
         }
+    }
+
+    /// Whether nothing is under way, and nothing has come that is not looked at yet.
+    fn is_quiet(&mut self) -> bool {
+        if !self.waiting.is_empty() || self.lasts {
+            return false;
+        }
+        self.queries.0.reserve(SMALL);
+        let nothing_came = matches!(self.client.try_read_buf(&mut self.queries.0), Err(error) if error.kind() == io::ErrorKind::WouldBlock);
+        nothing_came && self.queries.0.is_empty()
+    }
+
+    /// Whether everything is answered, of a client that asks no more.
+    fn is_over(&self) -> bool {
+        self.nameserver.is_none() || self.waiting.is_empty() && !self.lasts
+    }
+
+    /// Ends the client's connection, so that what it was told arrives: a close with something unread would be a reset.
+    async fn part(mut self) {
+        self.nameserver = None;
+        let read_away = async {
+            if self.client.shutdown().await.is_ok() {
+                let _ = copy(&mut (&mut self.client).take(READ_AWAY), &mut sink()).await;
+            }
+        };
+        let _ = time::timeout(PARTING, read_away).await;
     }
 
     /// Tells that what waits is not answered any more.
@@ -163,6 +202,8 @@ impl Talk<'_> {
             self.failed(query, &|| asked(bytes), Failure::Unreachable);
             return Ok(false);
         }
+        let has_one_answer = |header: Header| header.is_query() && wire::kind(bytes, &header).is_some_and(|kind| !ZONES.contains(&kind));
+        self.lasts |= !Header::read(bytes).is_some_and(has_one_answer);
         // What answers a query of the nameserver's is not answered itself.
         if let Some(header) = Header::read(bytes).filter(|header| !header.is_response()) {
             self.waiting.push(Waiting {
@@ -261,5 +302,10 @@ async fn within<T>(limit: Duration, work: impl Future<Output = io::Result<T>>) -
 
 /// Queries of one connection that wait for the nameserver; no more are read meanwhile.
 const MOST_WAITING: usize = 64;
+/// The types that ask for a zone, or what is new of it.
+const ZONES: [u16; 2] = [251, 252];
+/// How long a client is waited for that was told of the end, and how much of what it says is read away.
+const PARTING: Duration = Duration::from_secs(1);
+const READ_AWAY: u64 = 64 << 10;
 /// Room for a message of the usual size.
 const SMALL: usize = 512;

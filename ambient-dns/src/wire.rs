@@ -42,6 +42,11 @@ impl Header {
         self.flags & RESPONSE != 0
     }
 
+    /// Whether it asks a question, and no other operation.
+    pub(crate) fn is_query(&self) -> bool {
+        !self.is_response() && self.opcode() == QUERY
+    }
+
     /// The same for another number of questions.
     pub(crate) fn with_questions(&self, questions: u16) -> Self {
         Self { questions, ..*self }

@@ -140,7 +140,7 @@ impl<S, I> Builder<S, I> {
     }
 
     /// A listener that a page is served at, in the place of the address in [`Config`]: one that was opened before rights were
-    /// given up, or was handed over by whoever started the process.
+    /// given up, or was handed over by whoever started the process. A node on a [`Ground`] takes none: that has opened all of them.
     pub fn page(mut self, page: Page, listener: TcpListener) -> Self {
         match page {
             Page::Metrics => self.pages.metrics = Some(listener),
@@ -179,7 +179,10 @@ impl Builder<Box<dyn Source>, Arc<dyn Issuer>> {
     /// Dropping the future leaves nothing behind.
     pub async fn build(self) -> Result<Node, StartError> {
         let ground = match self.base {
-            Base::Ground(ground) => *ground,
+            Base::Ground(ground) => match self.pages.any() {
+                Some(page) => return Err(StartError::OpenedAlready(page)),
+                None => *ground,
+            },
             Base::Config(config) if self.pods.is_empty() => Ground::with_pages(*config, self.pages).await?,
             Base::Config(config) => Ground::without_capture(*config, self.pages).await?,
         };

@@ -78,8 +78,21 @@ impl Door {
 pub(crate) struct Register {
     node: Arc<str>,
     state: Arc<State>,
-    /// Since when some have not been taken for those that plugins name.
-    doubts: Mutex<HashMap<PodUid, Instant>>,
+    /// Those that have not been taken for the ones that plugins name.
+    doubts: Mutex<HashMap<PodUid, Doubt>>,
+}
+
+/// That what is known of a pod is of a former one. It is of this alone: once its addresses are others, it is for news to show anew.
+struct Doubt {
+    since: Instant,
+    known: Vec<IpAddr>,
+}
+
+impl Doubt {
+    fn begin(known: Vec<IpAddr>) -> Self {
+        let since = Instant::now();
+        Self { since, known }
+    }
 }
 
 /// What answers plugins.
@@ -324,14 +337,22 @@ impl Register {
     /// are others. What is told of for long is so: the pod itself has got another sandbox.
     fn is_doubted(&self, workload: &Workload, addresses: &[IpAddr]) -> bool {
         let Some(pod) = workload.pod.as_ref() else { return false };
-        let known = workload.addresses.iter().map(IpAddr::to_canonical);
-        let others = known.clone().count() > 0 && !known.clone().any(|ip| addresses.contains(&ip));
-        if !others || addresses.is_empty() {
+        if addresses.is_empty() {
             return false;
         }
+        let mut known: Vec<IpAddr> = workload.addresses.iter().map(IpAddr::to_canonical).collect();
+        known.sort_unstable();
         let mut doubts = self.doubts.lock().unwrap_or_else(PoisonError::into_inner);
-        doubts.retain(|_, since| since.elapsed() < FORGOTTEN);
-        doubts.entry(pod.clone()).or_insert_with(Instant::now).elapsed() < DOUBTED
+        doubts.retain(|_, doubt| doubt.since.elapsed() < FORGOTTEN);
+        if doubts.get(pod).is_some_and(|doubt| doubt.known != known) {
+            doubts.remove(pod);
+        }
+        if known.is_empty() || known.iter().any(|ip| addresses.contains(ip)) {
+            doubts.remove(pod);
+            return false;
+        }
+        let doubt = doubts.entry(pod.clone()).or_insert_with(|| Doubt::begin(known));
+        doubt.since.elapsed() < DOUBTED
     }
 }
 

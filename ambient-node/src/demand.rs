@@ -18,7 +18,7 @@ use ambient_core::{
 use tokio::time;
 
 use crate::{Config, Shared, clock, state::Snapshot};
-use names::{Names, Need, Whose};
+use names::{Account, Names, Need, Whose};
 
 mod names;
 #[cfg(test)]
@@ -28,9 +28,6 @@ mod tests;
 const PATIENCE: Duration = Duration::from_secs(5);
 /// How long a DNS query does: its client asks again after 5 s, and what is not the mesh's must not wait for the mesh.
 const BRIEFLY: Duration = Duration::from_secs(2);
-/// Who may wait at a time, and how many of them for one pod.
-const WAITING: usize = 8192;
-const WAITING_OF_ONE: usize = WAITING / 4;
 /// Between two looks for what is not needed any more.
 const BETWEEN_SWEEPS: Duration = Duration::from_secs(30);
 
@@ -77,16 +74,10 @@ impl Demand {
     ///
     /// Cancel safe.
     pub(crate) async fn know(&self, pod: &PodUid, name: &str, because: Option<&str>) -> Result<(), DemandError> {
-        self.ask((pod, Whose::Connections(pod)), name, because, PATIENCE).await
+        self.ask(Whose::Connections(pod), name, because, PATIENCE).await
     }
 
-    async fn ask(
-        &self,
-        (pod, whose): (&PodUid, Whose<'_>),
-        name: &str,
-        because: Option<&str>,
-        patience: Duration,
-    ) -> Result<(), DemandError> {
+    async fn ask(&self, whose: Whose<'_>, name: &str, because: Option<&str>, patience: Duration) -> Result<(), DemandError> {
         let is_there = self.source.is_there();
         let (name, mut news) = {
             let mut names = self.names();
@@ -99,7 +90,7 @@ impl Demand {
                 Some(news) => (name, news),
             }
         };
-        let _place = Place::take(self, pod).ok_or(DemandError::Busy)?;
+        let _place = Place::take(self, whose).ok_or(DemandError::Busy)?;
         match time::timeout(patience, news.wait_for(|answered| *answered)).await {
             Ok(Ok(_)) => Ok(()),
             // Given back in the very moment: nobody says any more what it is.
@@ -121,28 +112,29 @@ impl Demand {
     /// Sees to it that the services that a DNS query may mean are known, as far as that is to be had in a moment: what is not
     /// the mesh's is others' to answer.
     pub(crate) async fn learn(&self, pod: &PodUid, names: &[String]) {
-        self.hear_of((pod, Whose::Queries(pod)), names).await;
+        self.hear_of(Whose::Queries(pod), names).await;
     }
 
-    async fn hear_of(&self, (pod, whose): (&PodUid, Whose<'_>), names: &[String]) {
+    async fn hear_of(&self, whose: Whose<'_>, names: &[String]) {
         if !self.source.is_there() {
             return;
         }
         names.iter().for_each(|name| self.touch(whose, name, false));
         let all = async {
             for name in names {
-                let _ = self.ask((pod, whose), name, None, BRIEFLY).await;
+                let _ = self.ask(whose, name, None, BRIEFLY).await;
             }
         };
         let _ = time::timeout(BRIEFLY, all).await;
     }
 
-    /// Sees to it that who is at an address is known, as far as that is to be had in a moment: labels alone hang on it.
+    /// Sees to it that who is at an address is known, as far as that is to be had in a moment: labels alone hang on it,
+    /// and what the pod's own connections need loses no room to it.
     pub(crate) async fn meet(&self, pod: &PodUid, mesh: &Mesh, address: &NetworkAddress) {
         let name = named(&address.network, address.ip);
         match mesh.workload_by_address(address) {
-            Some(_) => self.needs(pod, &name, true),
-            None => self.hear_of((pod, Whose::Connections(pod)), &[name]).await,
+            Some(_) => self.touch(Whose::Peers(pod), &name, true),
+            None => self.hear_of(Whose::Peers(pod), &[name]).await,
         }
     }
 
@@ -225,33 +217,20 @@ pub(crate) async fn give_back(shared: Arc<Shared>) {
 }
 
 /// One who waits.
-struct Place<'a>(&'a Demand, &'a PodUid);
+struct Place<'a>(&'a Demand, Account);
 
 impl<'a> Place<'a> {
-    fn take(demand: &'a Demand, pod: &'a PodUid) -> Option<Self> {
-        let mut names = demand.names();
-        let waiting = names.waiting.get(pod).copied().unwrap_or_default();
-        let room = waiting < WAITING_OF_ONE && names.all_waiting < WAITING;
-        if room {
-            names.waiting.insert(pod.clone(), waiting + 1);
-            names.all_waiting += 1;
-        }
-        drop(names);
-        room.then_some(Self(demand, pod))
+    fn take(demand: &'a Demand, whose: Whose<'_>) -> Option<Self> {
+        let account = whose.account();
+        let room = demand.names().wait(&account);
+        room.then_some(Self(demand, account))
     }
 }
 
 impl Drop for Place<'_> {
     fn drop(&mut self) {
-        let Self(demand, pod) = self;
-        let mut names = demand.names();
-        names.all_waiting = names.all_waiting.saturating_sub(1);
-        if let Some(waiting) = names.waiting.get_mut(*pod) {
-            *waiting -= 1;
-            if *waiting == 0 {
-                names.waiting.remove(*pod);
-            }
-        }
+        let Self(demand, account) = self;
+        demand.names().leave(account);
     }
 }
 

@@ -1,6 +1,7 @@
 //! A pod's DNS: names of the mesh answered here, everything else asked where the pod asks.
 
 mod count;
+mod once;
 mod own;
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
@@ -10,17 +11,14 @@ use ambient_redirect::{
     PodSpec,
     linux::{Datagrams, Netns, original_destination},
 };
-use tokio::{
-    net::{TcpListener, TcpStream, UdpSocket},
-    sync::OnceCell,
-    task::spawn_blocking,
-};
+use tokio::net::{TcpListener, TcpStream, UdpSocket};
 
 use crate::{
     Config, Shared, assumed, demand, entropy,
     pod::{Pod, Stage},
 };
 use count::Count;
+use once::Once;
 use own::Own;
 
 /// What the DNS of all pods together may use of a node that may have so many connections: each query that waits is a
@@ -38,7 +36,7 @@ pub(crate) fn server(node: &Arc<Shared>, pod: &Pod) -> Server {
         node: node.clone(),
         namespace: pod.namespace.clone(),
         own: own.clone(),
-        datagrams: OnceCell::new(),
+        datagrams: Once::default(),
     });
     let views = views(node.clone(), pod.spec.clone(), own);
     let count = Arc::new(Count::new(node.clone(), pod.spec.uid.clone()));
@@ -109,20 +107,19 @@ struct Way {
     node: Arc<Shared>,
     namespace: Arc<Netns>,
     own: Arc<Own>,
-    /// Opened when a datagram is forwarded for the first time; nothing where that is not to be had.
-    datagrams: OnceCell<Option<Datagrams>>,
+    /// Opened when a datagram is forwarded for the first time. That may take longer than any of them waits.
+    datagrams: Once<Datagrams>,
 }
 
 impl Way {
     /// Whom a pod's process has sent a datagram to, if the kernel tells.
     async fn meant(&self, client: SocketAddr, at: SocketAddr) -> Option<SocketAddr> {
-        let open = || async {
-            let namespace = self.namespace.clone();
-            let opened = spawn_blocking(move || Datagrams::open(&namespace)).await;
-            let opened = opened.map_err(io::Error::other).and_then(|opened| opened);
+        let namespace = self.namespace.clone();
+        let open = move || {
+            let opened = Datagrams::open(&namespace);
             opened.inspect_err(|error| tracing::info!(%error, CANNOT_ASK)).ok()
         };
-        let datagrams = self.datagrams.get_or_init(open).await.as_ref()?;
+        let datagrams = self.datagrams.get(open).await?;
         let asked = datagrams.original_destination(client, at);
         asked.inspect_err(|error| tracing::debug!(%error, CANNOT_ASK)).ok()?
     }

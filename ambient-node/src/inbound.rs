@@ -16,7 +16,7 @@ use ambient_core::{
     proxy_header,
     route::{self, Delivery},
 };
-use ambient_hbone::{Pipe, Request, Session, Share, Stream};
+use ambient_hbone::{Pipe, Request, Session, Share, Stream, StreamError};
 use http::{HeaderMap, HeaderValue, StatusCode};
 use tokio::{io::AsyncWriteExt as _, net::TcpStream};
 
@@ -29,7 +29,7 @@ use crate::{
     embed::Arrival,
     local::{Call, Joined},
     pod::{Pod, Stage, UnknownPod},
-    session::{carry, dial, drained, settle, source_for},
+    session::{broken_off, carry, dial, drained, settle, source_for},
     shares::Whose,
     state::Snapshot,
     telemetry::{Account, Closer, Direction, Ends, Flag, Metrics, Outcome, Reason, refused_early},
@@ -190,13 +190,13 @@ impl Asked {
         }
     }
 
-    /// Waits until nobody waits for an answer any more, and tells why.
-    async fn gone(&mut self) -> String {
+    /// Waits until nobody waits for an answer any more, and tells why; nothing of who asks within this process.
+    async fn gone(&mut self) -> Option<StreamError> {
         match self {
-            Self::Request(request) => request.gone().await.to_string(),
+            Self::Request(request) => Some(request.gone().await),
             Self::Call(call) => {
                 call.gone().await;
-                GONE.to_owned()
+                None
             }
         }
     }
@@ -397,7 +397,7 @@ impl Tunnel {
             connected = self.connect(&to, subject.peer.identity()) => connected,
             // Whom the application does not answer may have given up long before.
             why = request.gone() => {
-                self.went_away(account, &why);
+                self.went_away(account, why.as_ref());
                 return None;
             }
             () = pod.reaches(Stage::Cut) => {
@@ -419,13 +419,11 @@ impl Tunnel {
                 if let Ok(baggage) = HeaderValue::from_str(&headers::baggage(target.workload())) {
                     answer.insert("baggage", baggage);
                 }
-                request.accept(answer).map(Client::Stream).map_err(|error| error.to_string())
+                request.accept(answer).map(Client::Stream).map_err(Some)
             }
             Asked::Call(call) => {
                 let accepted = call.accept(&node.locals, &pod.identity);
-                accepted
-                    .map(|(pipe, joined)| Client::Pipe(pipe, joined))
-                    .ok_or_else(|| GONE.to_owned())
+                accepted.map(|(pipe, joined)| Client::Pipe(pipe, joined)).ok_or(None)
             }
         };
         match client {
@@ -436,8 +434,8 @@ impl Tunnel {
                 account,
                 _place: place,
             })),
-            Err(error) => {
-                self.went_away(account, &error);
+            Err(why) => {
+                self.went_away(account, why.as_ref());
                 None
             }
         }
@@ -528,12 +526,25 @@ impl Tunnel {
     }
 
     /// Tells of who waits for an answer no more; where the pod is cut the tunnel has ended with it.
-    fn went_away(&self, account: Account, error: &dyn std::fmt::Display) {
+    fn went_away(&self, account: Account, why: Option<&StreamError>) {
         if self.pod.is_cut() {
             return account.close(&drained());
         }
-        let outcome = Outcome::failed(Flag::None, format_args!("the peer went away before it was answered: {error}"));
-        account.close(&outcome.because(Reason::ClientReset).by(Closer::Client));
+        let by_client = (Closer::Client, Reason::ClientReset);
+        let outcome = match why {
+            Some(StreamError::Lost { source }) => {
+                let text = format_args!("it was not answered yet: {source}");
+                broken_off(Reason::of_tunnel(source), Some(source), by_client, &text)
+            }
+            Some(reset) => broken_off(
+                None,
+                None,
+                by_client,
+                &format_args!("the peer went away before it was answered: {reset}"),
+            ),
+            None => broken_off(None, None, by_client, &"the peer went away before it was answered"),
+        };
+        account.close(&outcome);
     }
 
     fn early(&self, reason: Reason, authority: &Authority, error: &dyn std::fmt::Display) {
@@ -569,9 +580,6 @@ fn unknown_pod(request: Asked, account: Account, unknown: UnknownPod) -> Option<
     account.close(&Outcome::failed(Flag::Connect, unknown).because(reason));
     refused(request, StatusCode::SERVICE_UNAVAILABLE)
 }
-
-/// Of who asks within this process.
-const GONE: &str = "it is gone";
 
 #[cfg(test)]
 mod tests {

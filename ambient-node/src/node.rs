@@ -106,6 +106,9 @@ pub enum StartError {
     /// The admin pages change the node, and tell all of it: they are for who is on it.
     #[error("the admin pages are served on a loopback address alone, and {0} is none; choose one with --admin")]
     AdminNotLoopback(SocketAddr),
+    /// A [`Ground`] has its pages open, at the addresses that it was prepared with.
+    #[error("a listener was given for {0}, which the ground has opened already: give it to a builder of Node::builder")]
+    OpenedAlready(&'static str),
     /// Keys cannot be kept where that is asked for.
     #[error(transparent)]
     Keys(#[from] crate::KeysError),

@@ -249,16 +249,17 @@ impl Outbound {
                 break;
             }
         }
-        Err(Self::give_up(account, tried.last))
+        Err(self.give_up(account, tried.last))
     }
 
     /// Tells of a connection that could be opened nowhere.
-    fn give_up(account: Option<Account>, failure: Option<Failure>) -> Unopened {
+    fn give_up(&self, account: Option<Account>, failure: Option<Failure>) -> Unopened {
         let (Some(account), Some(failure)) = (account, failure) else {
             return Unopened::Told;
         };
-        account.close(&failure.outcome);
-        if failure.by_policy { Unopened::Refused } else { Unopened::Told }
+        let by_policy = failure.by_policy;
+        account.close(&failure.told(self.pod.is_cut()));
+        if by_policy { Unopened::Refused } else { Unopened::Told }
     }
 
     /// The plan, once all names that it hangs on are looked up.

@@ -2,6 +2,7 @@
 //! carrying of bytes, and how it is told.
 
 use std::{
+    fmt,
     future::{Future, poll_fn},
     io,
     net::{IpAddr, SocketAddr, TcpStream as StdStream},
@@ -211,35 +212,33 @@ fn ended(account: &mut Account, tally: Tally) -> bool {
             true
         }
         End::Failed { side, ref error, .. } => {
-            let (closer, reason) = closer(side);
             let lost = match StreamError::of(error) {
                 Some(StreamError::Lost { source }) => Some(source),
                 _ => None,
             };
-            let outcome = match (lost, Cut::of(error)) {
-                (Some(TunnelLost::PeerRevoked { .. }), _) | (_, Some(Cut::Revoked)) => {
-                    let text = format_args!("connection closed: peer certificate revoked by CRL: {}", tally.end);
-                    Outcome::failed(Flag::Revoked, text).by(Closer::Proxy)
-                }
-                (Some(TunnelLost::IdentityWithdrawn), _) | (_, Some(Cut::Withdrawn)) => {
-                    Outcome::failed(Flag::Identity, tally.end).by(Closer::Proxy)
-                }
-                (Some(TunnelLost::CertificateExpired { .. }), _) | (_, Some(Cut::Expired)) => Outcome::failed(Flag::None, tally.end)
-                    .because(Reason::CertExpired)
-                    .by(Closer::Proxy),
-                _ => {
-                    let closer = match lost {
-                        // It was given up here.
-                        Some(TunnelLost::PeerSilent) => Closer::Proxy,
-                        _ => closer,
-                    };
-                    let reason = lost.and_then(Reason::of_tunnel).unwrap_or(reason);
-                    Outcome::failed(Flag::None, tally.end).because(reason).by(closer)
-                }
-            };
+            let why = lost.and_then(Reason::of_tunnel).or_else(|| Cut::of(error).map(Reason::of_cut));
+            let outcome = broken_off(why, lost, closer(side), &tally.end);
             account.end(&outcome);
             false
         }
+    }
+}
+
+/// A connection that an end has broken off, or what that end was carried by, for a reason of its own.
+pub(crate) fn broken_off(why: Option<Reason>, lost: Option<&TunnelLost>, by_end: (Closer, Reason), error: &dyn fmt::Display) -> Outcome {
+    let (end, reason) = by_end;
+    match why {
+        Some(Reason::CertRevoked) => {
+            let text = format_args!("connection closed: peer certificate revoked by CRL: {error}");
+            Outcome::failed(Flag::Revoked, text).by(Closer::Proxy)
+        }
+        Some(Reason::NoCertificate) => Outcome::failed(Flag::Identity, error).by(Closer::Proxy),
+        // Where the peer is silent it was given up here.
+        Some(Reason::TunnelLost) if !matches!(lost, Some(TunnelLost::PeerSilent)) => {
+            Outcome::failed(Flag::None, error).because(Reason::TunnelLost).by(end)
+        }
+        Some(why) => Outcome::failed(Flag::None, error).because(why).by(Closer::Proxy),
+        None => Outcome::failed(Flag::None, error).because(reason).by(end),
     }
 }
 

@@ -50,6 +50,14 @@ pub(crate) struct Given {
     pub(crate) admin: Option<TcpListener>,
 }
 
+impl Given {
+    /// What one of them is for, if there is any.
+    pub(crate) fn any(&self) -> Option<&'static str> {
+        let each = [(&self.metrics, METRICS), (&self.readiness, READINESS), (&self.admin, ADMIN)];
+        each.into_iter().find_map(|(given, what)| given.as_ref().map(|_| what))
+    }
+}
+
 /// Listeners for every kind of page.
 #[derive(Debug)]
 pub(crate) struct Doors {
@@ -76,15 +84,15 @@ impl Doors {
             })
         };
         let is_given = given.admin.is_some();
-        let mut admin = vec![listen(given.admin, wanted.admin, "the admin pages", "--admin")?];
+        let mut admin = vec![listen(given.admin, wanted.admin, ADMIN, "--admin")?];
         let port = admin[0].local_addr().map_or_else(|_| wanted.admin.port(), |at| at.port());
         if !is_given && wanted.ipv6 && wanted.admin.ip() == Ipv4Addr::LOCALHOST {
             // `localhost` is either, for some clients; that somebody else has this one harms nobody.
             admin.extend(bind(SocketAddr::new(Ipv6Addr::LOCALHOST.into(), port)).ok());
         }
         Ok(Self {
-            metrics: listen(given.metrics, wanted.metrics, "metrics", "--metrics")?,
-            readiness: listen(given.readiness, wanted.readiness, "readiness", "--readiness")?,
+            metrics: listen(given.metrics, wanted.metrics, METRICS, "--metrics")?,
+            readiness: listen(given.readiness, wanted.readiness, READINESS, "--readiness")?,
             admin,
         })
     }
@@ -101,6 +109,11 @@ fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     bound.set_nonblocking(true)?;
     Ok(bound)
 }
+
+/// What the pages are called.
+const METRICS: &str = "metrics";
+const READINESS: &str = "readiness";
+const ADMIN: &str = "the admin pages";
 
 #[cfg(test)]
 mod tests {

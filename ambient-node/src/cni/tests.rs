@@ -156,3 +156,31 @@ async fn a_pod_that_goes_by_its_name_is_not_taken_for_a_former_one() {
     assert_eq!(found, "two".into());
     assert!(attempts > 1 && begun.elapsed() >= DOUBTED && begun.elapsed() < DOUBTED + PATIENCE);
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_was_found_of_a_pods_former_addresses_says_nothing_of_its_present_ones() {
+    let register = Register::new("node-1".into(), Arc::new(State::default()));
+    let is_doubted = |known: &[&str], named: &str| {
+        let workload = Workload {
+            pod: Some("one".into()),
+            addresses: known.iter().map(|ip| ip.parse().unwrap()).collect(),
+            ..Workload::new("c//Pod/shop/db-0", "shop", "db-0")
+        };
+        register.is_doubted(&workload, &[named.parse().unwrap()])
+    };
+    assert!(is_doubted(&["10.0.0.5", "fd00::5"], "10.0.0.6"));
+    time::advance(DOUBTED).await;
+    assert!(!is_doubted(&["10.0.0.5", "fd00::5"], "10.0.0.6"), "it has got another sandbox");
+    assert!(!is_doubted(&["fd00::5", "10.0.0.5"], "10.0.0.7"), "and another one still");
+    // That is told of by now: one that comes with other addresses may be the next of the name.
+    assert!(is_doubted(&["10.0.0.7"], "10.0.0.8"));
+    time::advance(DOUBTED).await;
+    assert!(!is_doubted(&["10.0.0.7"], "10.0.0.8"));
+    // So may one that comes after the known one was seen where it is known to be, or had no address for a while.
+    for (known, named) in [(&["10.0.0.7"][..], "10.0.0.7"), (&[], "10.0.0.8")] {
+        assert!(!is_doubted(known, named));
+        assert!(is_doubted(&["10.0.0.7"], "10.0.0.8"), "{known:?}");
+        time::advance(DOUBTED).await;
+        assert!(!is_doubted(&["10.0.0.7"], "10.0.0.8"));
+    }
+}

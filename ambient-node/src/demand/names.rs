@@ -16,8 +16,14 @@ use super::DemandError;
 pub(super) const MOST: usize = 10_000;
 /// Those that are asked for by DNS queries alone: of any name that a pod asks for it may be so, and connections need theirs more.
 pub(super) const MOST_QUERIED: usize = MOST / 2;
-/// One pod's part of either.
+/// Peers of connections that came: labels alone hang on them, and whoever connects from many addresses makes them many.
+pub(super) const MOST_MET: usize = 4000;
+/// One pod's part of each.
 pub(super) const PART: usize = 4;
+/// Who may wait at a time for names of one kind.
+const WAITING: usize = 8192;
+/// How many of them for one pod.
+pub(super) const WAITING_OF_ONE: usize = WAITING / 4;
 /// What has not been needed for so long is given back.
 pub(super) const IDLE: Duration = Duration::from_secs(600);
 /// How long an absence is believed when nobody would say any more that it has ended.
@@ -29,7 +35,7 @@ pub(super) const NO_ROOM: Duration = Duration::from_secs(1);
 /// Names that one name leads to: its waypoint, and the gateway of its network.
 const LED_TO: usize = 8;
 
-/// Who needs a name. Whoever needs it first has it on his account.
+/// Who needs a name. Whoever needs it first has it on his account, until somebody does whom its lack would harm more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Whose<'a> {
     /// The node itself, which needs few, and always.
@@ -38,39 +44,58 @@ pub(super) enum Whose<'a> {
     Connections(&'a PodUid),
     /// DNS queries of a pod.
     Queries(&'a PodUid),
+    /// Connections to a pod, to tell of their peers.
+    Peers(&'a PodUid),
 }
 
 impl Whose<'_> {
-    fn account(self) -> Account {
+    pub(super) fn account(self) -> Account {
+        let (kind, pod) = match self {
+            Self::Node => (Kind::Connections, None),
+            Self::Connections(pod) => (Kind::Connections, Some(pod)),
+            Self::Queries(pod) => (Kind::Queries, Some(pod)),
+            Self::Peers(pod) => (Kind::Peers, Some(pod)),
+        };
+        Account { kind, pod: pod.cloned() }
+    }
+
+    /// Whether the lack of a name harms it more: names of queries and of peers go where connections need theirs.
+    fn needs_it_more_than(self, account: &Account) -> bool {
         match self {
-            Self::Node => Account { pod: None, queries: false },
-            Self::Connections(pod) => Account {
-                pod: Some(pod.clone()),
-                queries: false,
-            },
-            Self::Queries(pod) => Account {
-                pod: Some(pod.clone()),
-                queries: true,
-            },
+            Self::Node => account.pod.is_some(),
+            Self::Connections(_) => account.kind != Kind::Connections,
+            Self::Queries(_) | Self::Peers(_) => false,
         }
     }
 }
 
+/// What names are needed for. Each kind has its own room.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Kind {
+    Connections,
+    Queries,
+    Peers,
+}
+
 /// Whose a name is as long as it is remembered; no pod's where it is the node's own.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-struct Account {
+pub(super) struct Account {
+    kind: Kind,
     pod: Option<PodUid>,
-    queries: bool,
 }
 
 impl Account {
     /// Whether what is on it takes from the same room.
     fn is_beside(&self, other: &Self) -> bool {
-        self.queries == other.queries
+        self.kind == other.kind
     }
 
     fn most(&self) -> usize {
-        if self.queries { MOST_QUERIED } else { MOST }
+        match self.kind {
+            Kind::Connections => MOST,
+            Kind::Queries => MOST_QUERIED,
+            Kind::Peers => MOST_MET,
+        }
     }
 }
 
@@ -82,8 +107,8 @@ pub(super) struct Names {
     counts: HashMap<Account, usize>,
     /// Whose names found no room, and when.
     full: HashMap<Account, Instant>,
-    pub(super) waiting: HashMap<PodUid, usize>,
-    pub(super) all_waiting: usize,
+    /// How many wait on whose account; none where nobody does.
+    waiting: HashMap<Account, usize>,
     /// Since when nobody would answer.
     pub(super) away: Option<Instant>,
 }
@@ -147,10 +172,8 @@ impl Names {
                 true => Need::Stale(name.clone()),
                 false => Need::Known,
             };
-            if whose == Whose::Node && entry.account.pod.is_some() {
-                let before = std::mem::replace(&mut entry.account, whose.account());
-                discount(&mut self.counts, &before);
-                *self.counts.entry(whose.account()).or_default() += 1;
+            if whose.needs_it_more_than(&entry.account) {
+                self.take_over(&name, whose.account());
             }
             return (name, need);
         }
@@ -167,6 +190,37 @@ impl Names {
         };
         self.all.insert(name.clone(), entry);
         (name, Need::Ask(given_back))
+    }
+
+    /// A name goes over to an account that needs it more, as far as there is room; the node has it in any case.
+    fn take_over(&mut self, name: &str, account: Account) {
+        let has_room = account.pod.is_none() || self.has_room(&account);
+        if let Some(entry) = self.all.get_mut(name).filter(|_| has_room) {
+            discount(&mut self.counts, &entry.account);
+            *self.counts.entry(account.clone()).or_default() += 1;
+            entry.account = account;
+        }
+    }
+
+    /// One more waits on an account, if there is room.
+    pub(super) fn wait(&mut self, account: &Account) -> bool {
+        let all: usize = self.waiting.iter().filter(|(of, _)| of.is_beside(account)).map(|(_, n)| n).sum();
+        let room = all < WAITING && self.waiting.get(account).is_none_or(|own| *own < WAITING_OF_ONE);
+        if room {
+            *self.waiting.entry(account.clone()).or_default() += 1;
+        }
+        room
+    }
+
+    /// One waits no more.
+    pub(super) fn leave(&mut self, account: &Account) {
+        discount(&mut self.waiting, account);
+    }
+
+    /// How many wait.
+    #[cfg(test)]
+    pub(super) fn all_waiting(&self) -> usize {
+        self.waiting.values().sum()
     }
 
     /// Where to wait for a name's answer; `None` where it is here.
@@ -187,18 +241,26 @@ impl Names {
         }
     }
 
+    /// Whether there is room for one more on an account while all keep what they have.
+    fn has_room(&self, account: &Account) -> bool {
+        let all: usize = self.counts.iter().filter(|(of, _)| of.is_beside(account)).map(|(_, n)| n).sum();
+        !self.has_its_part(account) && all < account.most()
+    }
+
+    fn has_its_part(&self, account: &Account) -> bool {
+        account.pod.is_some() && self.count(account) >= account.most() / PART
+    }
+
     /// What is forgotten, so that there is room for one more on an account; `None` where there is none.
     fn room_for(&mut self, account: &Account, now: Instant) -> Option<Vec<Arc<str>>> {
-        let all: usize = self.counts.iter().filter(|(of, _)| of.is_beside(account)).map(|(_, n)| n).sum();
-        let has_its_part = account.pod.is_some() && self.count(account) >= account.most() / PART;
-        if !has_its_part && all < account.most() {
+        if self.has_room(account) {
             return Some(Vec::new());
         }
         // Each look goes through all names, and whoever asks for ever more must not have all others wait for that.
         if self.full.get(account).is_some_and(|at| now.duration_since(*at) < NO_ROOM) {
             return None;
         }
-        let given_back = match has_its_part {
+        let given_back = match self.has_its_part(account) {
             true => self.make_room(account, now, |of| of == account),
             false => self.make_room(account, now, |of| of.is_beside(account)),
         };
@@ -288,7 +350,7 @@ impl Names {
     }
 }
 
-/// One name less is on an account.
+/// One less is on an account.
 fn discount(counts: &mut HashMap<Account, usize>, account: &Account) {
     if let Some(count) = counts.get_mut(account) {
         *count -= 1;

@@ -3,7 +3,7 @@ use std::net::SocketAddr;
 use ambient_core::{GatewayAddress, NamespacedHostname, Service, Workload, mesh::Update};
 
 use super::{
-    names::{ABSENCE, IDLE, IDLE_IF_FULL, MOST, MOST_QUERIED, NO_ROOM, PART},
+    names::{ABSENCE, IDLE, IDLE_IF_FULL, MOST, MOST_MET, MOST_QUERIED, NO_ROOM, PART, WAITING_OF_ONE},
     *,
 };
 
@@ -60,11 +60,10 @@ async fn all_who_need_a_name_wait_for_one_answer() {
     }
     time::sleep(Duration::from_secs(1)).await;
     assert_eq!(*source.asked.lock().unwrap(), ["/10.0.0.1"]);
-    assert_eq!(demand.names().all_waiting, 10);
+    assert_eq!(demand.names().all_waiting(), 10);
     demand.answered(&["/10.0.0.1".into(), "/10.9.9.9".into()]);
     assert!(waiting.join_all().await.into_iter().all(|known| known.is_ok()));
-    assert_eq!(demand.names().all_waiting, 0);
-    assert!(demand.names().waiting.is_empty());
+    assert_eq!(demand.names().all_waiting(), 0);
     // What is answered is known to the next one.
     demand.know(&pod(), "/10.0.0.1", None).await.unwrap();
     assert_eq!(source.asked.lock().unwrap().len(), 1);
@@ -274,6 +273,60 @@ fn names_that_dns_asks_for_take_no_room_from_connections() {
     for n in 0..MOST / PART {
         assert_eq!(need(&mut names, &pods[0], &format!("/{n}"), now), Need::Ask(vec![]));
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_connects_to_a_pod_takes_no_room_from_its_own_connections() {
+    let (_source, demand) = demand();
+    let mesh = Mesh::default();
+    let client = |n: usize| NetworkAddress::local(std::net::Ipv4Addr::from(u32::try_from(n).unwrap()).into());
+    let mut met = tokio::task::JoinSet::new();
+    for n in 0..MOST / PART {
+        let (demand, mesh) = (demand.clone(), mesh.clone());
+        met.spawn(async move { demand.meet(&pod(), &mesh, &client(n)).await });
+    }
+    time::sleep(Duration::from_millis(1)).await;
+    // All wait, and as many names are remembered as one pod may have.
+    assert_eq!(demand.names().all.len(), MOST_MET / PART);
+    let mut needs = tokio::task::JoinSet::new();
+    for n in 0..MOST / PART - 1 {
+        let demand = demand.clone();
+        demand.needs(&pod(), &format!("/needed.{n}"), true);
+        if n < WAITING_OF_ONE {
+            needs.spawn(async move { demand.know(&pod(), "/own", None).await });
+        }
+    }
+    time::sleep(Duration::from_millis(1)).await;
+    demand.answered(&["/own".into()]);
+    assert!(needs.join_all().await.into_iter().all(|known| known.is_ok()));
+    met.join_all().await;
+    assert_eq!(demand.names().all_waiting(), 0);
+}
+
+#[test]
+fn a_name_that_connections_need_is_not_given_up_for_peers_or_queries() {
+    let (mut names, start, pod) = (Names::default(), clock::steady(), pod());
+    for (n, whose) in [Whose::Peers(&pod), Whose::Queries(&pod)].into_iter().enumerate() {
+        let name = format!("/needed.{n}");
+        names.need(whose, &name, None, true, start);
+        assert_eq!(need(&mut names, &pod, &name, start), Need::Known);
+        // Whoever has it for a lesser reason meanwhile leaves it where it is.
+        names.need(whose, &name, None, true, start);
+        for other in 0..MOST {
+            names.need(whose, &format!("/{n}.{other}"), None, true, start);
+        }
+        let another = names.need(whose, &format!("/{n}.last"), None, true, start + IDLE_IF_FULL).1;
+        assert!(matches!(another, Need::Ask(given_back) if !given_back.is_empty() && !given_back.contains(&name.as_str().into())));
+    }
+    // Where the pod's connections have no room the name stays where it is.
+    for n in 0..MOST / PART - 2 {
+        assert_eq!(need(&mut names, &pod, &format!("/own.{n}"), start), Need::Ask(vec![]));
+    }
+    assert_eq!(need(&mut names, &pod, "/0.last", start), Need::Known);
+    assert_eq!(need(&mut names, &pod, "/more", start), Need::Full("/more".into()));
+    let later = start + 2 * IDLE_IF_FULL;
+    names.sweep(true, later + IDLE);
+    assert!(names.all.is_empty() && names.has_no_counts());
 }
 
 #[test]

@@ -4,12 +4,12 @@ use std::{
 };
 
 use ambient_control::{BoxFuture, IssueError};
-use ambient_core::{Credential, Identity, PodUid, TrustBundles, Workload, mesh::Update};
+use ambient_core::{Credential, Identity, PodUid, TrustBundles, TrustDomain, Workload, mesh::Update};
 use ambient_redirect::{Proxy as _, linux::Netns};
 use ambient_testkit::ca::{Ca, Leaf};
 
 use super::*;
-use crate::{AnnounceNothing, pod::Stage};
+use crate::{AnnounceNothing, Page, pod::Stage};
 
 /// Issues to everybody, or to nobody for ever.
 struct Authority {
@@ -45,6 +45,21 @@ impl Source for Silent {
 
 /// A node that others enrol pods for, with its threads, of which nothing runs yet; and who gives it certificates.
 async fn node(silent: bool) -> (Node, Arc<Authority>) {
+    let authority = Arc::new(authority(silent));
+    let node = Node::start(ground(), Box::new(Silent), authority.clone(), Arc::new(AnnounceNothing));
+    (node.await.unwrap(), authority)
+}
+
+fn authority(silent: bool) -> Authority {
+    Authority {
+        ca: Ca::new(&TrustDomain::default()).unwrap(),
+        silent,
+        asked: AtomicUsize::new(0),
+    }
+}
+
+/// What that node stands on.
+fn ground() -> Ground {
     let mut config = Config::new("node-1", "/nowhere");
     let somewhere = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
     (config.metrics, config.readiness, config.admin) = (somewhere, somewhere, somewhere);
@@ -52,20 +67,27 @@ async fn node(silent: bool) -> (Node, Arc<Authority>) {
     config.ipv6 = false;
     config.zds = Some("/nowhere/zds.sock".into());
     config.drain = Duration::from_secs(60);
-    let authority = Arc::new(Authority {
-        ca: Ca::new(&config.trust_domain).unwrap(),
-        silent,
-        asked: AtomicUsize::new(0),
-    });
-    let ground = Ground {
+    Ground {
         options: options_of(&config),
         probes: None,
         plugins: None,
         doors: Doors::open(config.pages(), Given::default()).unwrap(),
         config,
-    };
-    let node = Node::start(ground, Box::new(Silent), authority.clone(), Arc::new(AnnounceNothing));
-    (node.await.unwrap(), authority)
+    }
+}
+
+#[tokio::test]
+async fn pages_that_the_ground_has_opened_are_not_given_others() {
+    for (page, what) in [
+        (Page::Metrics, "metrics"),
+        (Page::Readiness, "readiness"),
+        (Page::Admin, "the admin pages"),
+    ] {
+        let listener = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let builder = ground().builder().source(Silent).issuer(authority(true)).page(page, listener);
+        let error = builder.build().await.unwrap_err();
+        assert!(matches!(error, StartError::OpenedAlready(which) if which == what), "{error}");
+    }
 }
 
 fn pod(name: &str) -> PodSpec {

@@ -20,7 +20,7 @@ use crate::{
     inner::Within,
     local::Call,
     pod::Pod,
-    session::{App, dial, settle},
+    session::{App, dial, drained, settle},
     telemetry::{Closer, Flag, Outcome, Reason},
 };
 
@@ -187,6 +187,12 @@ fn take_back(app: &mut App, failed: NotConnected) -> Failure {
 }
 
 impl Failure {
+    /// How the connection has ended by it. Where its pod is cut that is the reason, unless somebody has answered: what it was to be
+    /// opened by may have been told of that before it.
+    pub(super) fn told(self, is_cut: bool) -> Outcome {
+        if is_cut && !self.answered { drained() } else { self.outcome }
+    }
+
     fn tcp(error: io::Error) -> Self {
         Self {
             refused: error.kind() == io::ErrorKind::ConnectionRefused,
@@ -221,7 +227,12 @@ impl Failure {
             _ if by_policy => Flag::Deny,
             // A packet filter that drops looks like this; one that rejects is a refused dial.
             _ if silent => Flag::NetworkPolicy,
-            ConnectError::NoCredential { .. } | ConnectError::Credential(_) => Flag::Identity,
+            ConnectError::NoCredential { .. }
+            | ConnectError::Credential(_)
+            | ConnectError::Lost {
+                source: TunnelLost::IdentityWithdrawn,
+                ..
+            } => Flag::Identity,
             ConnectError::WrongPeer {
                 source: PeerError::Chain {
                     source: ChainError::Revoked(_),
@@ -292,5 +303,29 @@ mod tests {
         }
         let closed = Failure::tunnel(&ConnectError::Closed);
         assert!(!closed.answered && !closed.by_policy, "nobody has answered");
+    }
+
+    #[test]
+    fn what_a_pod_was_opening_as_it_was_cut_is_told_as_cut() {
+        let peer = "10.0.0.2:15008".parse().unwrap();
+        let status = StatusCode::UNAUTHORIZED;
+        for (error, is_cut, wanted) in [
+            (ConnectError::Closed, true, Reason::Drain),
+            (ConnectError::Closed, false, Reason::ConnectFailed),
+            (ConnectError::Refused { peer, status }, true, Reason::PolicyDenied),
+        ] {
+            let (reason, _) = Failure::tunnel(&error).told(is_cut).error.unwrap();
+            assert_eq!(reason, wanted, "{error} {is_cut}");
+        }
+    }
+
+    #[test]
+    fn who_is_not_vouched_for_any_more_has_no_certificate() {
+        let lost = ConnectError::Lost {
+            peer: "10.0.0.2:15008".parse().unwrap(),
+            source: TunnelLost::IdentityWithdrawn,
+        };
+        let Outcome { flag, error, .. } = Failure::tunnel(&lost).outcome;
+        assert_eq!((flag, error.unwrap().0), (Flag::Identity, Reason::NoCertificate));
     }
 }

@@ -16,7 +16,7 @@ use crate::{
 impl Pods {
     /// Serves the pod of this process, if it is told which that is, for as long as the mesh says that it takes tunnels. Before that
     /// nobody sends it any, and neither a port nor a certificate is asked for; after it what is open goes on as in a pod that leaves.
-    /// Never ends, and is to be dropped before the node drains.
+    /// Never ends. The node drops it as it stops, and what it serves then drains with the other pods, whichever of both comes first.
     pub(crate) async fn serve_own(self: Arc<Self>) {
         let Some(own) = &self.node.config.own_pod else {
             return pending().await;

@@ -147,7 +147,8 @@ fn what_is_lost_with_its_tunnel_is_told_so() {
         (io(), "tunnel_lost", "client"),
         (TunnelLost::Closed, "tunnel_lost", "client"),
         (TunnelLost::CertificateExpired { of_peer: true }, "cert_expired", "proxy"),
-        (TunnelLost::Ended, "client_reset", "client"),
+        (TunnelLost::IdentityWithdrawn, "no_certificate", "proxy"),
+        (TunnelLost::Ended, "drain", "proxy"),
     ] {
         let connect = ConnectError::Lost {
             peer: ([10, 0, 0, 3], 15008).into(),
@@ -157,9 +158,7 @@ fn what_is_lost_with_its_tunnel_is_told_so() {
         for part in [format!("reason={reason:?}"), format!("closed_by={by:?}")] {
             assert!(told.contains(&part), "{part}: {told}");
         }
-        let of_connect = Reason::of_connect(&connect).as_str();
-        let wanted = if reason == "tunnel_lost" { reason } else { "connect_failed" };
-        assert_eq!(of_connect, wanted, "{connect}");
+        assert_eq!(Reason::of_connect(&connect).as_str(), reason, "{connect}");
     }
 }
 

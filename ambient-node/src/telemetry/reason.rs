@@ -8,6 +8,7 @@ use ambient_hbone::{AcceptError, ConnectError, TunnelLost};
 use ambient_tls::{ChainError, PeerError};
 
 use super::ends::Flag;
+use crate::local::Cut;
 
 macro_rules! reasons {
     ($($(#[$doc:meta])* $name:ident = $code:literal),+ $(,)?) => {
@@ -125,11 +126,25 @@ impl Reason {
         }
     }
 
-    /// Why what was in a tunnel has ended with it, where neither certificates nor this node have ended it.
+    /// Why what was in a tunnel has ended with it.
     pub(crate) fn of_tunnel(lost: &TunnelLost) -> Option<Self> {
         match lost {
             TunnelLost::Closed | TunnelLost::Io { .. } | TunnelLost::PeerSilent | TunnelLost::Protocol { .. } => Some(Self::TunnelLost),
+            TunnelLost::PeerRevoked { .. } => Some(Self::CertRevoked),
+            TunnelLost::CertificateExpired { .. } => Some(Self::CertExpired),
+            TunnelLost::IdentityWithdrawn => Some(Self::NoCertificate),
+            // By the node alone, of a pod that is cut.
+            TunnelLost::Ended => Some(Self::Drain),
             _ => None,
+        }
+    }
+
+    /// The same of what is carried within this process.
+    pub(crate) fn of_cut(cut: Cut) -> Self {
+        match cut {
+            Cut::Revoked => Self::CertRevoked,
+            Cut::Withdrawn => Self::NoCertificate,
+            Cut::Expired => Self::CertExpired,
         }
     }
 }

@@ -29,6 +29,7 @@ use tokio::{
 
 use crate::{
     mesh::{Family, LABELLED, Mesh, PATIENCE, Way, until},
+    telemetry::Silent,
     ways::at,
 };
 
@@ -407,8 +408,17 @@ fn whoever_is_revoked_is_cut(mesh: &Mesh, revoke: impl FnOnce(Identity) -> Outco
     };
     let (mut cut, mut cut_application) = open(&revoked)?;
     let (mut kept, mut kept_application) = open(&other)?;
+    // One that waits for its application as well.
+    let silent = Silent::start(mesh)?;
     let before = mesh.metric("ambient_handshakes_refused_total", &[]);
-    revoke(revoked.speaker.identity.clone())?;
+    thread::scope(|waits| {
+        let (namespace, connecting) = (&mesh.c.namespace, revoked.connect(mesh.b.v4, silent.address(mesh)));
+        let waiting = waits.spawn(|| namespace.run(|| revoked.runtime.block_on(connecting)).unwrap());
+        silent.is_dialled(mesh);
+        revoke(revoked.speaker.identity.clone())?;
+        assert!(waiting.join().unwrap().is_err());
+        Ok::<_, Box<dyn std::error::Error>>(())
+    })?;
     let mut rest = Vec::new();
     let ended = revoked.run(mesh, async { timeout(PATIENCE, cut.read_to_end(&mut rest)).await })?;
     assert!(ended.is_err(), "it is a reset, and never looks complete");
@@ -421,12 +431,16 @@ fn whoever_is_revoked_is_cut(mesh: &Mesh, revoke: impl FnOnce(Identity) -> Outco
     });
     // What was refused, and not what was open until then: of both it is the reason.
     let by = ("reporter", "destination");
-    until("both to be counted as revoked", || {
+    until("all to be counted as revoked", || {
         let rejected = mesh.metric("istio_crl_policy_rejections_total", &[by]);
         let handshakes = mesh.metric("ambient_handshakes_refused_total", &[]) - before;
         let all = mesh.metric("ambient_connections_failed_total", &[by, ("reason", "cert_revoked")]);
-        (rejected > 0 && rejected == handshakes && all == rejected + 1).then_some(())
+        (rejected > 0 && rejected == handshakes && all == rejected + 2).then_some(())
     });
+    assert_eq!(
+        mesh.metric("ambient_connections_failed_total", &[by, ("reason", "client_reset")]),
+        0
+    );
     // The other one, in its tunnel and in a new one, and the pods among themselves.
     kept_application.write_all(b"pong")?;
     let mut heard = [0; 4];

@@ -300,25 +300,9 @@ pub(crate) fn who_breaks_off_before_an_answer_is_told_as_who_broke_off(world: &W
         config.connect_timeout = PATIENCE;
         config.leave = Duration::from_millis(100);
     })?;
-    let silent = mesh.b.namespace.run(|| TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0)))??;
-    let port = silent.local_addr()?.port();
-    // Nobody accepts, and there is room for one: the kernel is silent to whoever comes then.
-    rustix::net::listen(&silent, 0)?;
-    let _first = mesh.b.connect((Ipv4Addr::LOCALHOST, port).into())?;
-    let told = |reason| {
-        ["source", "destination"].map(|reporter| {
-            let labels = [("reporter", reporter), ("reason", reason)];
-            mesh.metric("ambient_connections_failed_total", &labels)
-        })
-    };
-    let dialling = || -> std::io::Result<std::net::TcpStream> {
-        let client = mesh.a.connect((mesh.b.v4, port).into())?;
-        until("the application to be dialled", || {
-            let dump = mesh.page(ports::ADMIN, "/config_dump").ok()?.1;
-            dump.contains("\"inbound\":[{").then_some(())
-        });
-        Ok(client)
-    };
+    let silent = Silent::start(&mesh)?;
+    let told = |reason| failed_at_both(&mesh, reason);
+    let dialling = || silent.dialled(&mesh);
     let client = dialling()?;
     assert_eq!(told("client_reset"), [0, 0]);
     socket2::SockRef::from(&client).set_linger(Some(Duration::ZERO))?;
@@ -330,6 +314,55 @@ pub(crate) fn who_breaks_off_before_an_answer_is_told_as_who_broke_off(world: &W
     until("the cut to be told of", || (told("drain")[1] == 1).then_some(()));
     assert_eq!(told("client_reset"), [1, 1]);
     Ok(())
+}
+
+/// An application of the server's pod that answers nobody.
+pub(crate) struct Silent {
+    port: u16,
+    _silent: TcpListener,
+    _first: std::net::TcpStream,
+}
+
+impl Silent {
+    pub(crate) fn start(mesh: &Mesh) -> Result<Self, Box<dyn std::error::Error>> {
+        let silent = mesh.b.namespace.run(|| TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0)))??;
+        let port = silent.local_addr()?.port();
+        // Nobody accepts, and there is room for one: the kernel is silent to whoever comes then.
+        rustix::net::listen(&silent, 0)?;
+        let first = mesh.b.connect((Ipv4Addr::LOCALHOST, port).into())?;
+        Ok(Self {
+            port,
+            _silent: silent,
+            _first: first,
+        })
+    }
+
+    pub(crate) fn address(&self, mesh: &Mesh) -> SocketAddr {
+        (mesh.b.v4, self.port).into()
+    }
+
+    /// Waits until it is dialled for somebody.
+    pub(crate) fn is_dialled(&self, mesh: &Mesh) {
+        until("the application to be dialled", || {
+            let dump = mesh.page(ports::ADMIN, "/config_dump").ok()?.1;
+            dump.contains(&format!("\"actualDst\":\"{}\"", self.address(mesh))).then_some(())
+        });
+    }
+
+    /// A connection of the other pod's to it, that is being opened.
+    pub(crate) fn dialled(&self, mesh: &Mesh) -> std::io::Result<std::net::TcpStream> {
+        let client = mesh.a.connect(self.address(mesh))?;
+        self.is_dialled(mesh);
+        Ok(client)
+    }
+}
+
+/// Connections that failed for a reason, at the source's end and at the destination's.
+fn failed_at_both(mesh: &Mesh, reason: &str) -> [u64; 2] {
+    ["source", "destination"].map(|reporter| {
+        let labels = [("reporter", reporter), ("reason", reason)];
+        mesh.metric("ambient_connections_failed_total", &labels)
+    })
 }
 
 /// Prometheus says which forms it reads, and takes what comes for what it is called.

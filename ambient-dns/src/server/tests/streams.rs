@@ -1,6 +1,6 @@
 use super::*;
 use nameserver::{answer, next, write};
-use tokio::io::AsyncWriteExt as _;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 fn brief() -> Limits {
     Limits {
@@ -75,7 +75,6 @@ async fn many_queries_at_once_are_all_answered() {
     });
     let mut seen = std::collections::BTreeSet::new();
     for _ in 0..500 {
-        use tokio::io::AsyncReadExt as _;
         let read = async {
             let mut message = vec![0; reads.read_u16().await.unwrap().into()];
             reads.read_exact(&mut message).await.unwrap();
@@ -222,6 +221,11 @@ async fn what_is_no_query_ends_the_connection() {
         write(&mut stream, nonsense).await;
         ends(&mut stream).await;
     }
+    // What comes behind it makes the end no reset, which would take answers along that the client has not read yet.
+    let mut stream = TcpStream::connect(bench.tcp).await.unwrap();
+    let behind = [&[0; 2][..], &[7; 5000]].concat();
+    stream.write_all(&behind).await.unwrap();
+    assert_eq!(time::timeout(PATIENCE, stream.read(&mut [0])).await.unwrap().unwrap(), 0);
     // Once there is a nameserver, what it may have asked for is between the two.
     let mut stream = TcpStream::connect(bench.tcp).await.unwrap();
     over(&mut stream, &example(1)).await;
@@ -255,6 +259,103 @@ async fn all_servers_together_keep_to_their_connections() {
     assert!(early.is_err(), "it waits for the first to end: {early:?}");
     assert_eq!(time::timeout(PATIENCE, next(&mut second)).await.unwrap(), Some(webs_answer(2)));
     ends(&mut first).await;
+}
+
+#[tokio::test]
+async fn what_is_asked_at_once_is_answered_before_a_connection_ends_that_stood_for_long() {
+    // It closes no connection of its own accord.
+    let nameserver = Nameserver::start(Say::Bytes(|query| vec![answer(query)])).await;
+    let setup = Setup {
+        servers: &[nameserver.at],
+        limits: Limits {
+            life: Duration::ZERO,
+            idle: 10 * PATIENCE,
+            ..Limits::default()
+        },
+        ..Setup::default()
+    };
+    let bench = setup.start().await;
+    for query in [web, example] {
+        let mut stream = TcpStream::connect(bench.tcp).await.unwrap();
+        let mut at_once = Vec::new();
+        for id in 0..50 {
+            let query = query(id);
+            at_once.extend(u16::try_from(query.len()).unwrap().to_be_bytes());
+            at_once.extend(query);
+        }
+        stream.write_all(&at_once).await.unwrap();
+        for id in 0..50 {
+            let expected = if query(id) == web(id) {
+                webs_answer(id)
+            } else {
+                answer(&example(id))
+            };
+            assert_eq!(time::timeout(PATIENCE, next(&mut stream)).await.unwrap(), Some(expected), "{id}");
+        }
+        ends(&mut stream).await;
+    }
+}
+
+#[tokio::test]
+async fn a_zone_that_is_asked_for_last_comes_whole() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let setup = Setup {
+        servers: &[listener.local_addr().unwrap()],
+        limits: Limits {
+            life: Duration::ZERO,
+            ..Limits::default()
+        },
+        ..Setup::default()
+    };
+    let bench = setup.start().await;
+    let mut stream = TcpStream::connect(bench.tcp).await.unwrap();
+    let transfer = query(1, &["example", "com"], 252);
+    write(&mut stream, &transfer).await;
+    let (mut nameserver, _) = listener.accept().await.unwrap();
+    assert_eq!(next(&mut nameserver).await, Some(transfer.clone()));
+    for n in 0..20 {
+        let message = [answer(&transfer), vec![n; 500]].concat();
+        write(&mut nameserver, &message).await;
+        // It is here before there is more to come: only the question says that there will be.
+        assert_eq!(time::timeout(PATIENCE, next(&mut stream)).await.unwrap(), Some(message), "{n}");
+    }
+    drop(nameserver);
+    ends(&mut stream).await;
+}
+
+#[test]
+fn a_connection_on_which_there_is_always_something_under_way_ends_too() {
+    let limits = Limits::default();
+    let ends = |age: Duration, quiet: bool| !stream::may_ask(&limits, age, || quiet);
+    let moment = Duration::from_nanos(1);
+    assert!(!ends(limits.life - moment, true));
+    assert!(ends(limits.life, true) && !ends(limits.life, false));
+    assert!(!ends(limits.life + limits.idle - moment, false));
+    assert!(ends(limits.life + limits.idle, false));
+    let endless = Limits {
+        life: Duration::MAX,
+        ..limits
+    };
+    assert!(stream::may_ask(&endless, Duration::from_secs(1 << 40), || true));
+}
+
+#[tokio::test]
+async fn limits_may_be_endless() {
+    let nameserver = Nameserver::start(Say::Bytes(|query| vec![answer(query)])).await;
+    let limits = Limits {
+        forward: Duration::MAX,
+        patience: Duration::MAX,
+        idle: Duration::MAX,
+        life: Duration::MAX,
+        ..Limits::default()
+    };
+    let bench = bench(&[nameserver.at, nameserver.at], limits).await;
+    assert_eq!(by_udp(&bench, &example(1)).await, answer(&example(1)));
+    let mut stream = TcpStream::connect(bench.tcp).await.unwrap();
+    for id in 0..3 {
+        assert_eq!(over(&mut stream, &web(id)).await, webs_answer(id));
+        assert_eq!(over(&mut stream, &example(id)).await, answer(&example(id)));
+    }
 }
 
 /// Whoever asks again and again keeps a place for his connection's life, and who has waited for one too long is let go.
