@@ -13,6 +13,8 @@ mod chart;
 mod named;
 #[path = "node_config/owned.rs"]
 mod owned;
+#[path = "node_config/sources.rs"]
+mod sources;
 
 /// The binary, with nothing of this process's environment.
 fn node(arguments: &[&str], environment: &[(&str, &str)]) -> Output {
