@@ -31,8 +31,8 @@ pub(crate) fn keep(what: impl Display) {
 /// The name of the running test binary, without the hash that cargo gives it.
 pub(crate) fn program() -> String {
     let path = env::args_os().next().unwrap_or_default();
-    let name = Path::new(&path).file_name().unwrap_or_default().to_string_lossy().into_owned();
-    name.rsplit_once('-').map_or(name.clone(), |(name, _)| name.to_owned())
+    let name = Path::new(&path).file_name().unwrap_or_default().to_string_lossy();
+    name.rsplit_once('-').map_or(&*name, |(name, _)| name).to_owned()
 }
 
 fn append(file: &Path, what: &str) -> io::Result<()> {

@@ -57,11 +57,8 @@ fn searched(path: &Path) -> io::Result<Vec<PathBuf>> {
             Some(Component::Normal(_)) => searched.push(at.clone()),
             _ => continue,
         }
-        let found = match std::fs::symlink_metadata(&next) {
-            Ok(found) => found,
-            // The rest is not there; or whoever is to open it is told why it cannot.
-            Err(_) => break,
-        };
+        // The rest is not there; or whoever is to open it is told why it cannot.
+        let Ok(found) = std::fs::symlink_metadata(&next) else { break };
         if !found.is_symlink() {
             at = next;
             continue;

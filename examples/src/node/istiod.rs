@@ -127,11 +127,11 @@ impl Istiod {
     }
 
     fn state_address(&self) -> Option<&str> {
-        named(&self.control).or(named(&self.xds_address))
+        named(&self.control).or_else(|| named(&self.xds_address))
     }
 
     fn certificate_address(&self) -> Option<&str> {
-        named(&self.control).or(named(&self.ca_address))
+        named(&self.control).or_else(|| named(&self.ca_address))
     }
 
     /// The node's place among those of `ambient control`, where it lives on that.
