@@ -97,7 +97,7 @@ fn view() -> View {
 #[tokio::test]
 async fn dnspython_sees_the_mesh_and_everything_else_as_it_is() {
     let Some(python) = python().await else {
-        println!("SKIPPED: dnspython as client and nameserver: there is none here; `pip install dnspython` would allow it");
+        ambient_testkit::skipped("dnspython as client and nameserver: there is none here; `pip install dnspython` would allow it");
         return;
     };
     let mut nameserver = peer(&python, &["nameserver"]);

@@ -133,7 +133,7 @@ mod tests {
     fn a_worker_has_long_slices_while_two_contend_and_its_own_when_one_is_alone() {
         let thread = thread::spawn(|| {
             let Some(slices) = Slices::of_this_thread().unwrap_or_default() else {
-                return println!("SKIPPED: this kernel knows no slices that a thread asks for");
+                return ambient_testkit::skipped("slices of workers: this kernel knows none that a thread asks for");
             };
             let turns = Turns::new();
             let mut builder = runtime::Builder::new_current_thread();

@@ -6,6 +6,7 @@ mod pulse;
 mod scene;
 
 use std::{
+    collections::BTreeMap,
     env,
     ffi::OsString,
     fs,
@@ -16,8 +17,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use self::{options::Options, pulse::Pulse};
-use crate::{Program, World, sys, world};
+pub(crate) use self::options::Options;
+use self::pulse::Pulse;
+use crate::{NoWorld, Program, World, skip, sys, world};
 
 /// What a test gives back: an error is a failure and is printed.
 pub type Outcome = Result<(), Box<dyn std::error::Error>>;
@@ -34,8 +36,8 @@ pub type Actor = (&'static str, fn(Vec<OsString>) -> ExitCode);
 /// Runs each test in a process of its own that has [entered](world::enter) a fresh world, one after the other, and
 /// prints what libtest prints. Takes libtest's arguments as far as they make sense: names to filter by, `--exact`,
 /// `--skip`, `--list`, `--format terse`, `--ignored`, `--nocapture`; the others are taken and change nothing. Where the
-/// machine refuses a world, each test is printed as ignored, with the reason, and the binary succeeds. A test that
-/// takes longer than two minutes, or `AMBIENT_TEST_DEADLINE_SECONDS`, is killed and has failed. One that fails while a
+/// machine refuses a world, each test is printed as ignored, with the reason, and the binary succeeds, unless
+/// `AMBIENT_WORLDS` is `required`. A test that takes longer than two minutes, or `AMBIENT_TEST_DEADLINE_SECONDS`, is killed and has failed. One that fails while a
 /// processor of the machine stands for seconds, as a virtual one can, is run once more, and that is printed.
 ///
 /// ```no_run
@@ -114,6 +116,7 @@ fn run_all(chosen: &[Test], all: usize, options: &Options) -> ExitCode {
     let begun = Instant::now();
     println!("\nrunning {} test{}", chosen.len(), if chosen.len() == 1 { "" } else { "s" });
     let (mut passed, mut ignored, mut failures) = (0, 0, Vec::new());
+    let mut skipped: BTreeMap<String, usize> = BTreeMap::new();
     let pulse = Pulse::begin();
     for (name, _) in chosen {
         print!("test {name} ... ");
@@ -135,6 +138,7 @@ fn run_all(chosen: &[Test], all: usize, options: &Options) -> ExitCode {
             Ok(Verdict::Skipped(why)) => {
                 ignored += 1;
                 println!("ignored, skipped: {why}");
+                *skipped.entry(why).or_default() += 1;
             }
             Ok(Verdict::Failed(output)) => {
                 println!("FAILED");
@@ -145,6 +149,9 @@ fn run_all(chosen: &[Test], all: usize, options: &Options) -> ExitCode {
                 failures.push((name, format!("the test's process: {e}\n")));
             }
         }
+    }
+    for (why, count) in skipped {
+        skip::keep(format_args!("{}: {count} of its tests: {why}", skip::program()));
     }
     if !failures.is_empty() {
         println!("\nfailures:\n");
@@ -223,11 +230,15 @@ fn run_apart(name: &str, nocapture: bool) -> io::Result<Verdict> {
 fn run_inside(test: fn(&World) -> Outcome) -> ExitCode {
     let world = match world::enter() {
         Ok(world) => world,
-        Err(refused) => {
+        Err(NoWorld::Refused(refused)) => {
             if let Some(path) = env::var_os(REASON) {
                 let _ = fs::write(path, refused.to_string());
             }
             return ExitCode::from(SKIPPED);
+        }
+        Err(NoWorld::Failed(failed)) => {
+            eprintln!("error: {failed}");
+            return ExitCode::from(FAILED);
         }
     };
     match panic::catch_unwind(panic::AssertUnwindSafe(|| test(&world))) {

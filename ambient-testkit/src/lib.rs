@@ -44,6 +44,7 @@ pub mod world;
 
 mod namespace;
 mod process;
+mod skip;
 mod sys;
 mod view;
 
@@ -51,5 +52,6 @@ pub use capture::Capture;
 pub use namespace::{DelayedLink, End, Namespace, NamespaceError, NamespaceId, link, link_delayed};
 pub use process::{Output, Process, Program, SpawnError, exit_code};
 pub use rustix::process::Signal;
+pub use skip::skipped;
 pub use view::{Resolution, View};
-pub use world::{Refused, World};
+pub use world::{NoWorld, Refused, World};

@@ -15,7 +15,7 @@ use std::{
     time::Duration,
 };
 
-use rustix::process::{Pid, PidfdFlags, Signal};
+use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions};
 
 pub(crate) use self::spawner::{Spawner, Start};
 use crate::{Namespace, View, sys, world::Shared};
@@ -24,13 +24,14 @@ use crate::{Namespace, View, sys, world::Shared};
 ///
 /// It runs in a mount namespace of its own (a slave of the world's), as leader of a process group of its own, so that
 /// a Ctrl-C at the terminal reaches only who started it. Its environment is the caller's, less the variables that
-/// name HTTP proxies. Its standard input is empty unless [`Program::stdin_piped`] is called.
+/// name HTTP proxies, unless [`Program::own_environment`] is called. Its standard input is empty unless [`Program::stdin_piped`] is called.
 #[derive(Debug, Clone)]
 pub struct Program {
     path: PathBuf,
     argv0: Option<OsString>,
     args: Vec<OsString>,
     env: Vec<(OsString, OsString)>,
+    own_environment: bool,
     view: Option<View>,
     confined: Option<u64>,
     stdin_piped: bool,
@@ -60,6 +61,7 @@ impl Program {
             argv0: None,
             args: Vec::new(),
             env: Vec::new(),
+            own_environment: false,
             view: None,
             confined: None,
             stdin_piped: false,
@@ -92,6 +94,13 @@ impl Program {
     /// Sets a variable of its environment.
     pub fn env(mut self, name: impl AsRef<OsStr>, value: impl AsRef<OsStr>) -> Self {
         self.env.push((name.as_ref().into(), value.as_ref().into()));
+        self
+    }
+
+    /// Leaves it nothing of the caller's environment but where programs are and whether a panic is told whole: for programs that
+    /// take settings from theirs.
+    pub fn own_environment(mut self) -> Self {
+        self.own_environment = true;
         self
     }
 
@@ -130,6 +139,10 @@ impl Program {
         let mut command = std::process::Command::new(&self.path);
         if let Some(argv0) = &self.argv0 {
             std::os::unix::process::CommandExt::arg0(&mut command, argv0);
+        }
+        if self.own_environment {
+            let kept = INHERITED.iter().filter_map(|name| Some((name, std::env::var_os(name)?)));
+            command.env_clear().envs(kept);
         }
         command.args(&self.args).envs(self.env.iter().map(|(k, v)| (k, v)));
         for name in PROXY_VARIABLES.iter().filter(|name| !self.env.iter().any(|(k, _)| k == **name)) {
@@ -193,6 +206,8 @@ pub struct SpawnError {
 pub struct Process {
     child: Child,
     pidfd: OwnedFd,
+    /// How it has ended, once it is reaped.
+    reaped: Option<ExitStatus>,
     /// Keeps the spawner's thread, whose end would end the program.
     _world: Arc<Shared>,
 }
@@ -204,6 +219,7 @@ impl Process {
             Ok(pidfd) => Ok(Self {
                 child,
                 pidfd,
+                reaped: None,
                 _world: world,
             }),
             Err(e) => {
@@ -230,30 +246,30 @@ impl Process {
         }
     }
 
-    /// Ends it with SIGKILL and reaps it, and what it started in its process group with it.
+    /// Ends it with SIGKILL and reaps it, and ends what it started in its process group with it, also if it has ended itself.
     ///
     /// # Errors
     /// When it cannot be waited for.
     pub fn kill(&mut self) -> io::Result<ExitStatus> {
-        if let Some(status) = self.child.try_wait()? {
+        if let Some(status) = self.reaped {
             return Ok(status);
         }
         // While it is not reaped, its number, and so that of its group, is its own.
         let _ = rustix::process::kill_process_group(pid(&self.child), Signal::KILL);
         self.signal(Signal::KILL)?;
-        self.child.wait()
+        let status = self.child.wait()?;
+        self.reaped = Some(status);
+        Ok(status)
     }
 
-    /// Asks it to end with SIGTERM, kills it after `grace`, and reaps it.
+    /// Asks it to end with SIGTERM, and [kills](Self::kill) it once it has or after `grace`.
     ///
     /// # Errors
     /// When it cannot be waited for.
     pub fn stop(&mut self, grace: Duration) -> io::Result<ExitStatus> {
         self.signal(Signal::TERM)?;
-        match self.wait(grace)? {
-            Some(status) => Ok(status),
-            None => self.kill(),
-        }
+        self.wait(grace)?;
+        self.kill()
     }
 
     /// Waits for its end, at most `deadline`; `None` when it still runs.
@@ -261,10 +277,10 @@ impl Process {
     /// # Errors
     /// When it cannot be waited for.
     pub fn wait(&mut self, deadline: Duration) -> io::Result<Option<ExitStatus>> {
-        if self.child.try_wait()?.is_none() {
+        if self.ended()?.is_none() {
             sys::readable([self.pidfd.as_fd()], Some(deadline))?;
         }
-        self.child.try_wait()
+        self.ended()
     }
 
     /// Whether it runs still.
@@ -272,7 +288,21 @@ impl Process {
     /// # Errors
     /// When it cannot be asked.
     pub fn is_running(&mut self) -> io::Result<bool> {
-        Ok(self.child.try_wait()?.is_none())
+        Ok(self.ended()?.is_none())
+    }
+
+    /// How it has ended, if it has. It is not reaped, so that what it has left running can be killed.
+    fn ended(&self) -> io::Result<Option<ExitStatus>> {
+        if self.reaped.is_some() {
+            return Ok(self.reaped);
+        }
+        let how = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+        let found = rustix::process::waitid(WaitId::Pid(pid(&self.child)), how)?;
+        // As wait(2) codes it.
+        Ok(found.map(|found| match (found.exit_status(), found.terminating_signal()) {
+            (_, Some(signal)) => ExitStatus::from_raw(signal),
+            (code, None) => ExitStatus::from_raw((code.unwrap_or_default() & 0xff) << 8),
+        }))
     }
 
     /// Its standard input, once, when it was piped.
@@ -312,6 +342,8 @@ fn pid(child: &Child) -> Pid {
     Pid::from_child(child)
 }
 
+/// Of the caller's environment, what a program has besides its own.
+const INHERITED: [&str; 2] = ["PATH", "RUST_BACKTRACE"];
 /// In the lab, a request that went to the machine's proxy would never reach a pod.
 const PROXY_VARIABLES: &[&str] = &[
     "http_proxy",

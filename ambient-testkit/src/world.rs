@@ -12,7 +12,7 @@ use std::{
 
 use rustix::fs::Mode;
 
-pub use self::refused::Refused;
+pub use self::refused::{Failed, NoWorld, Refused};
 use crate::{namespace, process::Spawner, sys};
 
 /// Enters a private world: fresh mount and network namespaces, and, without root, a user namespace around them in
@@ -27,23 +27,45 @@ use crate::{namespace, process::Spawner, sys};
 /// process.
 ///
 /// # Errors
-/// [`Refused`] says in one line why this machine does not allow it and what to do. The process may then stand half
-/// inside: it should print the line and end.
-pub fn enter() -> Result<World, Refused> {
-    let threads = fs::read_dir("/proc/self/task")
-        .map_err(|e| Refused::new(format!("/proc is not usable: {e}")))?
-        .count();
+/// [`NoWorld::Refused`] says in one line why this machine does not allow it and what to do; [`NoWorld::Failed`] is everything
+/// else, and a machine whose variable `AMBIENT_WORLDS` is `required` refuses nothing. The process may then stand half inside: it
+/// should print the line and end.
+pub fn enter() -> Result<World, NoWorld> {
+    enter_if_allowed().map_err(|e| e.held_to(std::env::var_os(WORLDS).is_some_and(|worlds| worlds == REQUIRED)))
+}
+
+/// [Enters](enter) a world, or says in a line that begins with `SKIPPED:` that the machine refuses one.
+///
+/// # Errors
+/// As [`enter`], where it is not the machine that refuses.
+pub fn enter_or_skip(what: &str) -> Result<Option<World>, Failed> {
+    match enter() {
+        Ok(world) => Ok(Some(world)),
+        Err(NoWorld::Refused(refused)) => {
+            crate::skipped(format_args!("{what}: {refused}"));
+            Ok(None)
+        }
+        Err(NoWorld::Failed(failed)) => Err(failed),
+    }
+}
+
+fn enter_if_allowed() -> Result<World, NoWorld> {
+    let threads = fs::read_dir("/proc/self/task").map_err(|e| NoWorld::at("counting threads in /proc", e))?;
+    let threads = threads.count();
     if threads != 1 {
-        return Err(Refused::new(format!(
-            "the process has {threads} threads already; a world is entered first thing in main"
-        )));
+        let why = format!("there are {threads} already; a world is entered first thing in main");
+        return Err(Failed::new("entering a world with one thread", io::Error::other(why)).into());
     }
     let outer_uid = rustix::process::geteuid().as_raw();
     let rootless = unshare()?;
-    let home = settle(outer_uid).map_err(|(what, e)| Refused::at(what, &e))?;
-    namespace::loopback_up().map_err(|e| Refused::at("bringing the loopback device up", &e))?;
-    prove_rights()?;
-    let spawner = Spawner::start().map_err(|e| Refused::at("starting the thread that starts programs", &e))?;
+    let home = settle(outer_uid).map_err(|(what, e)| NoWorld::at(what, e))?;
+    // Whether the right was really given: AppArmor may grant namespaces and take it, and a container may hold `/proc/sys` read-only.
+    let sysctl = fs::write("/proc/sys/net/ipv4/ip_forward", "1");
+    sysctl.map_err(|e| NoWorld::at("writing a sysctl of a network namespace of its own", e))?;
+    // These go through what is tested in worlds.
+    namespace::loopback_up().map_err(|e| NoWorld::asking("bringing the loopback device up", e))?;
+    namespace::prove_nftables().map_err(|e| NoWorld::asking("writing an nftables table", e))?;
+    let spawner = Spawner::start().map_err(|e| Failed::new("starting the thread that starts programs", e))?;
     Ok(World {
         shared: Arc::new(Shared {
             home,
@@ -106,23 +128,25 @@ impl World {
 }
 
 /// Leaves the host's namespaces; says whether a user namespace was needed.
-fn unshare() -> Result<bool, Refused> {
+fn unshare() -> Result<bool, NoWorld> {
     let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
     const PRIVATE: libc::c_int = libc::CLONE_NEWNS | libc::CLONE_NEWNET;
     // Asking is surer than reading capabilities: a container's root may have them, some, or none.
     match sys::unshare(PRIVATE) {
         Ok(()) => return Ok(false),
         Err(e) if e.raw_os_error() == Some(libc::EPERM) => {}
-        Err(e) => return Err(Refused::at("making a mount and a network namespace", &e)),
+        Err(e) => return Err(NoWorld::at("making a mount and a network namespace", e)),
     }
-    sys::unshare(libc::CLONE_NEWUSER).map_err(|e| Refused::at("making a user namespace", &e))?;
-    let map = |what: &'static str, file: &str, line: String| fs::write(file, line).map_err(|e| Refused::at(what, &e));
+    sys::unshare(libc::CLONE_NEWUSER).map_err(|e| NoWorld::at("making a user namespace", e))?;
+    let map = |what: &'static str, file: &str, line: String| fs::write(file, line).map_err(|e| NoWorld::at(what, e));
     // Without this the group map of an unprivileged process is refused (user_namespaces(7)).
     map("giving up setgroups", "/proc/self/setgroups", "deny".into())?;
-    map("mapping the user", "/proc/self/uid_map", format!("0 {uid} 1"))
-        .map_err(|e| if uid == 0 { Refused::powerless_root() } else { e })?;
+    map("mapping the user", "/proc/self/uid_map", format!("0 {uid} 1")).map_err(|e| match e {
+        NoWorld::Refused(_) if uid == 0 => Refused::powerless_root().into(),
+        other => other,
+    })?;
     map("mapping the group", "/proc/self/gid_map", format!("0 {gid} 1"))?;
-    sys::unshare(PRIVATE).map_err(|e| Refused::at("making a mount and a network namespace inside the user namespace", &e))?;
+    sys::unshare(PRIVATE).map_err(|e| NoWorld::at("making a mount and a network namespace inside the user namespace", e))?;
     Ok(true)
 }
 
@@ -174,11 +198,7 @@ fn mount_point(outer_uid: u32) -> io::Result<PathBuf> {
     Err(refused)
 }
 
-/// Whether the rights that the namespaces should bring were really given: AppArmor may grant the one and take the
-/// other, and a container may hold `/proc/sys` read-only.
-fn prove_rights() -> Result<(), Refused> {
-    fs::write("/proc/sys/net/ipv4/ip_forward", "1").map_err(|e| Refused::at("writing a sysctl of a network namespace of its own", &e))?;
-    namespace::prove_nftables().map_err(|e| Refused::at("writing an nftables table", &e))
-}
-
+/// Says whether a machine may refuse worlds, as one may where a person tests; whoever relies on what is tested in them says `required`.
+const WORLDS: &str = "AMBIENT_WORLDS";
+const REQUIRED: &str = "required";
 const MOUNT_POINTS: &[&str] = &["/mnt", "/media", "/srv", "/opt", "/var/empty", "/var/opt", "/var/local"];

@@ -11,11 +11,16 @@ use std::{
     time::Duration,
 };
 
+use ambient_redirect::{
+    netlink::{LeadsTo, Policy, Route, Routing},
+    plan::{MARK_MASK, REPLY_MARK, ROUTE_TABLE, RULE_PRIORITY, SEGMENTS_PRIORITY, SEGMENTS_TABLE},
+};
 use ambient_testkit::{
     Program, World,
-    cluster::{Cluster, ClusterError, Images, Key},
+    cluster::{Cluster, ClusterError, Images, Key, residue},
     harness::{self, Outcome},
 };
+use ipnet::IpNet;
 use serde_json::Value;
 
 fn main() -> ExitCode {
@@ -24,6 +29,10 @@ fn main() -> ExitCode {
             ("pods_reach_each_other", pods_reach_each_other),
             ("services_have_names_and_addresses", services_have_names_and_addresses),
             ("an_address_comes_back", an_address_comes_back),
+            (
+                "whatever_a_capture_leaves_behind_is_found",
+                whatever_a_capture_leaves_behind_is_found,
+            ),
             (
                 "nothing_starts_in_a_pod_that_is_not_captured",
                 nothing_starts_in_a_pod_that_is_not_captured,
@@ -160,6 +169,48 @@ fn an_address_comes_back(world: &World) -> Outcome {
     assert_ne!(cluster.pod("demo", "another")?.uid(), uid);
     let web = cluster.pod("demo", "web")?.addresses()[0];
     assert_eq!(ask(&cluster, "another", SocketAddr::new(web, 8080))?, addresses[0].to_string());
+    Ok(())
+}
+
+/// Each alone, as what takes a capture back may forget one of them.
+fn whatever_a_capture_leaves_behind_is_found(world: &World) -> Outcome {
+    let pod = world.namespace("pod")?;
+    assert_eq!(residue(&pod)?, [""; 0], "the kernel's own is nobody's");
+    let segments = |ipv6| Policy {
+        ipv6,
+        priority: SEGMENTS_PRIORITY,
+        leads_to: LeadsTo::Table(SEGMENTS_TABLE),
+        mask: MARK_MASK,
+        input: Some("lo".to_owned()),
+        protocol: 6,
+        ..Policy::default()
+    };
+    let replies = Policy {
+        priority: RULE_PRIORITY,
+        leads_to: LeadsTo::Table(ROUTE_TABLE),
+        mark: REPLY_MARK,
+        mask: MARK_MASK,
+        ..Policy::default()
+    };
+    for policy in [segments(false), segments(true), replies] {
+        pod.run(|| Routing::open()?.add_policy(&policy))??;
+        let found = residue(&pod)?;
+        assert!(
+            found.len() == 1 && found[0].contains(&policy.priority.to_string()),
+            "{policy:?}: {found:?}"
+        );
+        pod.run(|| Routing::open()?.delete_policy(&policy))??;
+    }
+    for table in [ROUTE_TABLE, SEGMENTS_TABLE] {
+        let route = Route {
+            table,
+            ..Route::to("10.9.0.0/16".parse::<IpNet>()?).dev(1)
+        };
+        pod.run(|| Routing::open()?.add_route(&route))??;
+        assert_eq!(residue(&pod)?, [format!("route to 10.9.0.0/16 in table {table}")]);
+        pod.run(|| Routing::open()?.delete_route(&route))??;
+    }
+    assert_eq!(residue(&pod)?, [""; 0]);
     Ok(())
 }
 

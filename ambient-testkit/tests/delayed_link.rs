@@ -12,13 +12,13 @@ use std::{
 use ambient_testkit::{
     DelayedLink, End, Namespace, World,
     harness::{self, Outcome},
-    link_delayed,
+    link_delayed, skipped,
 };
 use ipnet::IpNet;
 
 fn main() -> ExitCode {
     if let Err(e) = fs::OpenOptions::new().read(true).write(true).open("/dev/net/tun") {
-        println!("skipped: /dev/net/tun: {e}");
+        skipped(format_args!("delayed_link: /dev/net/tun: {e}"));
         return ExitCode::SUCCESS;
     }
     harness::main(&[

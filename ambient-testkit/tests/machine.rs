@@ -1,6 +1,7 @@
 //! The private world, seen from inside: its tests are run by its own harness.
 
 use std::{
+    cell::RefCell,
     env,
     error::Error,
     ffi::OsString,
@@ -15,7 +16,7 @@ use std::{
 };
 
 use ambient_testkit::{
-    Capture, End, Namespace, Output, Process, Program, Resolution, Signal, World,
+    Capture, End, Namespace, NoWorld, Output, Process, Program, Resolution, Signal, World,
     capture::Speech,
     exit_code,
     harness::{self, Outcome},
@@ -39,11 +40,19 @@ fn main() -> ExitCode {
             ("a_view_covers_name_resolution", a_view_covers_name_resolution),
             ("who_is_confined_writes_nothing", who_is_confined_writes_nothing),
             ("programs_end_as_told", programs_end_as_told),
+            (
+                "a_program_with_an_environment_of_its_own_has_nothing_of_the_callers",
+                a_program_with_an_environment_of_its_own_has_nothing_of_the_callers,
+            ),
             ("programs_die_with_the_world", programs_die_with_the_world),
             ("sysctls_are_the_namespaces_own", sysctls_are_the_namespaces_own),
             ("a_kept_lab_is_entered_and_ended", a_kept_lab_is_entered_and_ended),
             ("a_crashed_lab_is_cleaned_up", a_crashed_lab_is_cleaned_up),
             ("a_second_world_is_refused_to_threads", a_second_world_is_refused_to_threads),
+            (
+                "a_test_that_gets_no_world_is_skipped_unless_worlds_are_required",
+                a_test_that_gets_no_world_is_skipped_unless_worlds_are_required,
+            ),
         ],
         &[
             ("keeper", keeper),
@@ -303,6 +312,18 @@ fn programs_end_as_told(world: &World) -> Outcome {
     let child: u32 = lines(&mut parent)?.next().ok_or("no line")??.parse()?;
     parent.kill()?;
     assert!(is_gone(child), "{child} lives on");
+    // Also what one has left that has ended itself.
+    let mut parent = namespace.spawn(
+        &Program::new("sh")
+            .args(["-c", "sleep 60 >&- & echo $!; exit 3"])
+            .stdout(Output::Pipe),
+    )?;
+    let child: u32 = lines(&mut parent)?.next().ok_or("no line")??.parse()?;
+    assert_eq!(parent.wait(SOON)?.map(exit_code), Some(3));
+    assert!(!is_dead(child), "waited for is not killed");
+    assert_eq!(exit_code(parent.kill()?), 3);
+    assert!(is_gone(child), "{child} lives on");
+    assert!(!parent.is_running()? && exit_code(parent.kill()?) == 3);
     // Dropped is killed and reaped.
     let pid = { shell("sleep 60")?.pid() };
     assert!(!Path::new(&format!("/proc/{pid}")).exists());
@@ -325,6 +346,25 @@ fn programs_end_as_told(world: &World) -> Outcome {
         .ok_or("it started")?
         .to_string();
     assert!(error.contains("/no/such/program") && error.contains("\"here\""), "{error}");
+    Ok(())
+}
+
+fn a_program_with_an_environment_of_its_own_has_nothing_of_the_callers(world: &World) -> Outcome {
+    let namespace = world.namespace("here")?;
+    let said = |program: Program| {
+        let mut process = namespace.spawn(&program.args(["-c", "env"]).env("OWN", "1").stdout(Output::Pipe))?;
+        Ok::<_, Box<dyn Error>>(lines(&mut process)?.collect::<Result<Vec<_>, _>>()?)
+    };
+    // What the harness tells the process of a test.
+    let of_caller = |line: &String| line.starts_with("AMBIENT_TEST_REASON=");
+    let usual = said(Program::new("sh"))?;
+    assert!(usual.iter().any(of_caller), "{usual:?}");
+    let own = said(Program::new("sh").own_environment())?;
+    assert!(!own.iter().any(of_caller), "{own:?}");
+    assert!(
+        own.contains(&"OWN=1".to_owned()) && own.iter().any(|line| line.starts_with("PATH=")),
+        "{own:?}"
+    );
     Ok(())
 }
 
@@ -445,8 +485,26 @@ fn a_crashed_lab_is_cleaned_up(world: &World) -> Outcome {
 }
 
 fn a_second_world_is_refused_to_threads(_: &World) -> Outcome {
-    let refused = world::enter().err().ok_or("it was not refused")?.to_string();
-    assert!(refused.contains("threads") && !refused.contains('\n'), "{refused}");
+    let error = world::enter().err().ok_or("it was not refused")?;
+    assert!(matches!(error, NoWorld::Failed(_)), "that is no fault of the machine: {error}");
+    let text = error.to_string();
+    assert!(text.contains("thread") && !text.contains('\n'), "{text}");
+    Ok(())
+}
+
+/// Without capabilities nobody has a world, whatever the machine.
+fn a_test_that_gets_no_world_is_skipped_unless_worlds_are_required(world: &World) -> Outcome {
+    let outer = world.namespace("outer")?;
+    let run = |worlds: &str| {
+        let printed = world.scratch_dir().join(worlds);
+        let apart = Program::this().args(["--ambient-run", "programs_end_as_told"]).confined(0);
+        let apart = apart.env("AMBIENT_WORLDS", worlds).stderr(Output::File(printed.clone()));
+        let ended = outer.spawn(&apart)?.wait(SOON)?;
+        Ok::<_, Box<dyn Error>>((ended.map(exit_code), fs::read_to_string(&printed)?))
+    };
+    assert_eq!(run("refusable")?, (Some(77), String::new()));
+    let (code, said) = run("required")?;
+    assert!(code == Some(101) && said.contains("required here"), "{code:?}: {said}");
     Ok(())
 }
 
@@ -484,6 +542,8 @@ struct KeptLab {
     runtime: PathBuf,
     directory: PathBuf,
     inode: u64,
+    /// As long as they are held, what they have left running is not killed by whoever started them.
+    ended: RefCell<Vec<Process>>,
 }
 
 impl KeptLab {
@@ -508,6 +568,7 @@ impl KeptLab {
             runtime,
             directory,
             inode,
+            ended: RefCell::default(),
         })
     }
 
@@ -522,6 +583,7 @@ impl KeptLab {
         let mut output = String::new();
         process.take_stdout().ok_or("no stdout")?.read_to_string(&mut output)?;
         let status = process.wait(SOON)?.ok_or("it does not end")?;
+        self.ended.borrow_mut().push(process);
         Ok((exit_code(status), output))
     }
 }
@@ -543,8 +605,11 @@ fn in_namespace(inode: u64) -> io::Result<Vec<u32>> {
 
 /// Whether a process goes away soon; as a zombie it has.
 fn is_gone(pid: u32) -> bool {
-    let alive = || fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "));
-    wait_until(|| Ok(!alive())).is_ok()
+    wait_until(|| Ok(is_dead(pid))).is_ok()
+}
+
+fn is_dead(pid: u32) -> bool {
+    fs::read_to_string(format!("/proc/{pid}/stat")).map_or(true, |stat| stat.contains(") Z "))
 }
 
 fn wait_until(mut done: impl FnMut() -> io::Result<bool>) -> Result<(), Box<dyn Error>> {

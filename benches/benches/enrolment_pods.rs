@@ -26,17 +26,12 @@ fn main() -> Result<(), Box<dyn Error>> {
     }
     let smoke = !asked("--bench") || asked("--test");
     // While this is the only thread.
-    match world::enter() {
-        Ok(world) => {
-            let pods = if smoke { 5 } else { PODS };
-            one_pod(&world, smoke)?;
-            many_pods(&world, pods, smoke)
-        }
-        Err(refused) => {
-            println!("skipped: {refused}");
-            Ok(())
-        }
-    }
+    let Some(world) = world::enter_or_skip("enrolment_pods")? else {
+        return Ok(());
+    };
+    let pods = if smoke { 5 } else { PODS };
+    one_pod(&world, smoke)?;
+    many_pods(&world, pods, smoke)
 }
 
 /// From the word that a pod is to be in the mesh until it is proven and announced: a hundred times.

@@ -99,7 +99,8 @@ fn turned(mut workload: Workload, n: &mut usize) -> Update {
 }
 
 /// Keys made right before, as a connection brings them: what is asked is new, and where it lies in the mesh is far away. Beside
-/// each a plain map of the same keys in the same run, which is what a look-up costs on this machine at the least.
+/// each a plain map of the same keys in the same run, with the hash that the standard library's maps have: what a look-up costs on this
+/// machine whoever makes nothing of it.
 fn look_up(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("look_up");
     group.measurement_time(Duration::from_secs(2));

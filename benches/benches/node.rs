@@ -26,12 +26,9 @@ fn main() -> Result<(), Box<dyn Error>> {
         return Ok(());
     }
     // While this is the only thread.
-    match world::enter() {
-        Ok(world) => run(world),
-        Err(refused) => {
-            println!("skipped: {refused}");
-            Ok(())
-        }
+    match world::enter_or_skip("node")? {
+        Some(world) => run(world),
+        None => Ok(()),
     }
 }
 

@@ -54,12 +54,9 @@ fn main() -> Result<(), Box<dyn Error>> {
         return Ok(answer_all()?);
     }
     // While this is the only thread.
-    match world::enter() {
-        Ok(world) => run(&world),
-        Err(refused) => {
-            println!("skipped: {refused}");
-            Ok(())
-        }
+    match world::enter_or_skip("node_live")? {
+        Some(world) => run(&world),
+        None => Ok(()),
     }
 }
 

@@ -18,12 +18,9 @@ fn main() -> Result {
         return Ok(());
     }
     // While this is the only thread.
-    match world::enter() {
-        Ok(world) => run(&world),
-        Err(refused) => {
-            println!("skipped: {refused}");
-            Ok(())
-        }
+    match world::enter_or_skip("node_storm")? {
+        Some(world) => run(&world),
+        None => Ok(()),
     }
 }
 

@@ -9,12 +9,9 @@ use ipnet::IpNet;
 
 fn main() -> Result<(), Box<dyn Error>> {
     // While this is the only thread.
-    match world::enter() {
-        Ok(world) => run(&world),
-        Err(refused) => {
-            println!("skipped: {refused}");
-            Ok(())
-        }
+    match world::enter_or_skip("tunnel_rtt")? {
+        Some(world) => run(&world),
+        None => Ok(()),
     }
 }
 
@@ -38,7 +35,7 @@ fn run(world: &World) -> Result<(), Box<dyn Error>> {
     let _link = match link {
         Ok(link) => link,
         Err(e) => {
-            println!("skipped: {e}");
+            ambient_testkit::skipped(format_args!("tunnel_rtt: {e}"));
             return Ok(());
         }
     };

@@ -83,9 +83,6 @@ struct Mode {
     /// count. Without it all count.
     #[arg(long, value_name = "NAME", value_parser = crate::settings::label)]
     revision: Option<Arc<str>>,
-    /// Print JSON.
-    #[arg(long)]
-    json: bool,
 }
 
 impl Mode {

@@ -10,7 +10,11 @@ use ambient_control::ca::{Authority, Given, OpenError, Revocation, Rotation, Sho
 use ambient_core::{Identity, TrustDomain};
 use anyhow::Context as _;
 
-use crate::{say, settings::time};
+use crate::{
+    owned::owned,
+    say,
+    settings::{self, Setting, time},
+};
 
 /// What is done with the authority.
 #[derive(Debug, clap::Subcommand)]
@@ -116,9 +120,18 @@ pub(crate) struct What {
 }
 
 /// What goes wrong is one line on standard error.
-pub(crate) fn main(verb: Verb) -> ExitCode {
-    let done = run(verb).and_then(|text| say::print(&format!("{}\n", text.trim_end())));
+pub(crate) fn main(verb: Verb, settings: &[Setting]) -> ExitCode {
+    let done = owned(&verb.directory().ca, &settings::by(settings, "ca")).and_then(|()| run(verb));
+    let done = done.and_then(|text| say::print(&format!("{}\n", text.trim_end())));
     say::ended("ca", done)
+}
+
+impl Verb {
+    fn directory(&self) -> &Directory {
+        match self {
+            Self::Init { of, .. } | Self::Issue { of, .. } | Self::Rotate { of, .. } | Self::Revoke { of, .. } | Self::Show { of } => of,
+        }
+    }
 }
 
 fn run(verb: Verb) -> anyhow::Result<String> {

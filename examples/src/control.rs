@@ -140,11 +140,24 @@ pub(crate) fn main(args: Args, settings: &[Setting]) -> ExitCode {
     let Args { verb, mut serve } = args;
     serve.named_by = ["mesh", "ca"].map(|name| settings::by(settings, name));
     let done = match (verb, serve.mesh.take(), serve.ca.take()) {
-        (Some(verb), ..) => tokens(&verb).and_then(|text| say::print(&text).map_err(|error| unseen(&verb, &text, error))),
+        (Some(verb), ..) => owned(verb.ca(), &serve.named_by[1])
+            .and_then(|()| tokens(&verb))
+            .and_then(|text| match &verb {
+                Verb::Token { ca, .. } => say::hand_over(&text).map_err(|error| unseen(&ca.ca, &text, error)),
+                _ => say::print(&text),
+            }),
         (None, Some(mesh), Some(ca)) => run(serve, &mesh, &ca),
         (None, ..) => Err(anyhow::anyhow!("--mesh and --ca name what is served")),
     };
     say::ended("control", done)
+}
+
+impl Verb {
+    fn ca(&self) -> &Path {
+        match self {
+            Self::Token { ca, .. } | Self::Tokens { ca, .. } | Self::Revoke { ca, .. } => &ca.ca,
+        }
+    }
 }
 
 /// Sees to tokens; what is said of it.
@@ -207,12 +220,11 @@ fn tokens(verb: &Verb) -> anyhow::Result<String> {
 }
 
 /// What could not be printed: a token that nobody has seen is to be good for nobody.
-fn unseen(verb: &Verb, text: &str, error: anyhow::Error) -> anyhow::Error {
-    let id = text.strip_prefix("ambient-").and_then(|rest| rest.split('.').next());
-    let (Verb::Token { ca, .. }, Some(id)) = (verb, id) else {
+fn unseen(ca: &Path, text: &str, error: anyhow::Error) -> anyhow::Error {
+    let Some(id) = text.strip_prefix("ambient-").and_then(|rest| rest.split('.').next()) else {
         return error;
     };
-    match nodes(&ca.ca).revoke_token(id, now()) {
+    match nodes(ca).revoke_token(id, now()) {
         Ok(()) => anyhow::anyhow!("{error:#}: nobody has seen the token, and it is taken back"),
         Err(why) => anyhow::anyhow!("{error:#}: nobody has seen the token, and it stays ({why}): `ambient control revoke {id}` ends it"),
     }

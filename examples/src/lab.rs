@@ -13,7 +13,7 @@ mod steps;
 use std::{ffi::OsString, path::Path, process::ExitCode, thread, time::Duration};
 
 use ambient_testkit::{
-    World,
+    NoWorld, World,
     cluster::{DATAPLANE_MODE, Key, Object},
     kept::{self, Down, Kept, KeptError},
     world,
@@ -83,9 +83,13 @@ fn run(json: bool, keep: bool, control: bool) -> ExitCode {
     let mut reporter = Reporter::new(json);
     let world = match world::enter() {
         Ok(world) => world,
-        Err(refused) => {
+        Err(NoWorld::Refused(refused)) => {
             reporter.skipped(&refused.to_string());
             return ExitCode::from(REFUSED);
+        }
+        Err(NoWorld::Failed(failed)) => {
+            say::tell(format_args!("lab: {failed}"));
+            return ExitCode::FAILURE;
         }
     };
     let ending = match prepare(&world, keep) {
@@ -174,7 +178,7 @@ fn stay(lab: &mut Lab, ending: &Ending) -> Result<String, Unmet> {
         .map_err(Unmet::saw)?;
     let names: Vec<&str> = places.iter().map(|(name, ..)| *name).collect();
     Ok(format!(
-        "ready: run any program in {} by `ambient lab exec POD -- COMMAND`, such as `ambient lab exec sleep -- curl -s http://web-api:8080/`; \
+        "run any program in {} by `ambient lab exec POD -- COMMAND`, such as `ambient lab exec sleep -- curl -s http://web-api:8080/`; \
          manifests to change are in {}; Ctrl-C or `ambient lab down` ends the lab",
         names.join(", "),
         lab.cluster.manifests().display()

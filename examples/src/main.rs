@@ -94,7 +94,7 @@ fn main() -> ExitCode {
         Command::Pods(args) => pods::main(&args),
         #[cfg(feature = "control")]
         Command::Control(args) => control::main(args, &settings),
-        Command::Ca(verb) => ca::main(verb),
+        Command::Ca(verb) => ca::main(verb, &settings),
         #[cfg(feature = "authz")]
         Command::Authz(verb) => authz::main(verb),
         #[cfg(feature = "lab")]

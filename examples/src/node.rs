@@ -1,6 +1,7 @@
 //! `ambient node`: flags and environment into a [`Config`], and a [`Node`] that runs until it is told to stop.
 
 use std::{
+    ffi::OsString,
     net::SocketAddr,
     num::{NonZeroU32, NonZeroUsize},
     path::{Path, PathBuf},
@@ -20,8 +21,8 @@ use ambient_control::{
 };
 use ambient_core::TrustDomain;
 use ambient_node::{
-    AnnounceInDirectory, AnnounceNothing, AnnounceToControl, Assumed, Config, ExistingConnections, Ground, KeepAlive, Keys, Node, Sources,
-    telemetry::log,
+    AnnounceInDirectory, AnnounceNothing, AnnounceToControl, Assumed, Config, ExistingConnections, Ground, KeepAlive, Keys, KeysError,
+    Node, Sources, StartError, telemetry::log,
 };
 use ambient_redirect::Announce;
 use anyhow::Context as _;
@@ -44,8 +45,9 @@ use settings::Setting;
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// A file of settings: a YAML map whose fields are named as these flags. Flags and the environment count before it.
-    #[arg(long, env = "AMBIENT_CONFIG", value_name = "FILE")]
-    config: Option<PathBuf>,
+    // An empty variable names none; another kind of text is not taken if it is empty.
+    #[arg(long, env = "AMBIENT_CONFIG", value_name = "FILE", value_parser = clap::builder::OsStringValueParser::new())]
+    config: Option<OsString>,
     /// Print every setting that has a value, and where it comes from, and do nothing else.
     #[arg(long)]
     print_config: bool,
@@ -468,6 +470,13 @@ async fn keep_little_mapped() {
 
 /// What can fail without a trace comes first: a start that fails leaves nothing behind.
 async fn start(args: Args, config: Config, mesh: Mesh) -> anyhow::Result<Node> {
+    let besides = [
+        ("manifests", args.manifests.is_some()),
+        ("local-xds-path", args.local_xds_path.is_some()),
+        ("local-xds", args.local_xds.is_some()),
+        ("ca-dir", args.ca_dir.is_some()),
+    ];
+    args.istiod.has_control_alone(&args.settings, &besides)?;
     for (directory, name) in [
         (&args.manifests, "manifests"),
         (&args.local_xds_path, "local-xds-path"),
@@ -498,11 +507,18 @@ async fn start(args: Args, config: Config, mesh: Mesh) -> anyhow::Result<Node> {
         tracing::warn!("--state-dir has no effect: nobody is named who could be away, and what is read of files here is read again");
     }
     args.istiod.tell_of_names(config.dns_capture);
-    let membership = args.istiod.membership(&config)?;
+    let keys = |error: anyhow::Error| match error.is::<KeysError>() {
+        true => error.context(settings::what(&settings::by(&args.settings, "keys-dir"))),
+        false => error,
+    };
+    let membership = args.istiod.membership(&config).map_err(keys)?;
     let (source, announce) = source(&args, &config, &mesh, membership.as_ref()).await?;
     let (trust_domain, node) = (config.trust_domain.clone(), config.node.clone());
     let revoked_in = (!config.trust_domain_of_mesh).then(|| trust_domain.clone());
-    let ground = Ground::prepare(config).await?;
+    let ground = Ground::prepare(config).await.map_err(|error| match error {
+        StartError::Keys(error) => keys(error.into()),
+        other => other.into(),
+    })?;
     let issuer: Arc<dyn Issuer> = match &args.ca_dir {
         Some(directory) => Arc::new(
             DirectoryCa::open_for(directory, trust_domain.clone(), args.secret_ttl, &node)
@@ -529,7 +545,12 @@ fn with_crls(args: &Args, issuer: Arc<dyn Issuer>, from_control: bool, domain: O
             tracing::warn!("--crl-path has no effect: `ambient control` says who is revoked");
             Ok(issuer)
         }
-        Some(path) => Ok(Arc::new(WithCrls::open(issuer, path, domain)?)),
+        Some(path) => {
+            let with = WithCrls::open(issuer, path, domain);
+            Ok(Arc::new(
+                with.with_context(|| settings::what(&settings::by(&args.settings, "crl-path")))?,
+            ))
+        }
     }
 }
 
@@ -565,7 +586,9 @@ async fn source(
             istio_exact: config.istio_exact,
             ..local_xds::Config::of(place)
         });
-        return Ok((Box::new(source.await?), Arc::new(AnnounceNothing)));
+        let name = if file.is_some() { "local-xds-path" } else { "local-xds" };
+        let source = source.await.with_context(|| settings::what(&settings::by(&args.settings, name)))?;
+        return Ok((Box::new(source), Arc::new(AnnounceNothing)));
     }
     let Some(manifests) = &args.manifests else {
         let policies = istiod::policies(
@@ -668,7 +691,7 @@ fn config(args: &Args, mesh: &Mesh, variables: &[(String, String)]) -> anyhow::R
     config.leave = args.leave;
     config.open_when_unproven = args.open_when_unproven;
     config.dns_capture = args.dns_capture && !args.no_dns_capture;
-    if args.no_dns_capture {
+    if !config.dns_capture {
         // Only for pods that ask for it: those are told where there is none.
         let text = given::text(&args.resolv_conf).unwrap_or_default();
         config.nameservers = ambient_node::nameservers(&text);
@@ -695,7 +718,8 @@ fn sources(args: &Args) -> Sources {
         ("localXds", args.local_xds.as_ref().map(|_| "(inline)".to_owned())),
         ("caDir", args.ca_dir.as_deref().map(shown)),
     ];
-    let words = std::env::args().skip(1).take_while(|word| !word.starts_with('-'));
+    let words = std::env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned());
+    let words = words.take_while(|word| !word.starts_with('-'));
     Sources {
         others: others
             .into_iter()
@@ -731,43 +755,4 @@ const BETWEEN: Duration = Duration::from_secs(10);
 const KEYS: &str = "/run/ambient";
 
 #[cfg(test)]
-mod tests {
-    use ambient_node::OwnPod;
-    use clap::FromArgMatches as _;
-
-    use super::*;
-
-    #[test]
-    fn the_pod_of_the_process_itself_is_who_its_variables_say() {
-        let command = Args::augment_args(clap::Command::new("node"));
-        let matches = command.get_matches_from(["node", "--node", "n", "--manifests", "/m", "--ca-dir", "/c", "--no-dns-capture"]);
-        let args = Args::from_arg_matches(&matches).unwrap();
-        let said = Said {
-            trust_domain: None,
-            trust_domain_aliases: Vec::new(),
-            root_namespace: None,
-        };
-        let mesh = Mesh::of(said, None, "Kubernetes").unwrap();
-        let own = |variables: &[(String, String)]| config(&args, &mesh, variables).unwrap().own_pod;
-        let chart = ztunnel::chart::ENVIRONMENT.map(|(name, value)| (name.to_owned(), value.to_owned()));
-        let wanted = OwnPod {
-            namespace: "istio-system".into(),
-            name: "ztunnel-x".into(),
-            service_account: "ztunnel".into(),
-        };
-        assert_eq!(own(&chart), Some(wanted));
-        // Whoever is told a part of it alone is nobody's pod.
-        for without in ["POD_NAME", "POD_NAMESPACE", "SERVICE_ACCOUNT"] {
-            let mut others = chart.clone();
-            let variable = others.iter_mut().find(|(name, _)| name == without).unwrap();
-            variable.1.clear();
-            assert_eq!(own(&others), None, "an empty {without}");
-            let others: Vec<_> = chart.iter().filter(|(name, _)| name != without).cloned().collect();
-            assert_eq!(own(&others), None, "no {without}");
-            let mut others = chart.clone();
-            others.iter_mut().find(|(name, _)| name == without).unwrap().1 = "A B".into();
-            let why = config(&args, &mesh, &others).unwrap_err().to_string();
-            assert!(why.contains(&format!("variable {without}: ")) && why.contains("\"A B\""), "{why}");
-        }
-    }
-}
+mod tests;

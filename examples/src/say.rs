@@ -18,11 +18,24 @@ use crate::node::in_one_line;
 /// # Errors
 /// When it is not all written for another reason, as where a disk is full.
 pub(crate) fn print(text: &str) -> anyhow::Result<()> {
-    let mut out = io::stdout().lock();
-    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+    match write(text) {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error).context("<stdout>"),
         _ => Ok(()),
     }
+}
+
+/// The same of what is of use to nobody unless it is read.
+///
+/// # Errors
+/// When it is not all written, whatever the reason.
+pub(crate) fn hand_over(text: &str) -> anyhow::Result<()> {
+    write(text).context("<stdout>")
+}
+
+fn write(text: &str) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    out.write_all(text.as_bytes())?;
+    out.flush()
 }
 
 /// Says a line on standard error. Whoever has closed that does not want to know, and nobody is left to be told so.

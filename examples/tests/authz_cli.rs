@@ -562,6 +562,7 @@ fn what_holds_nothing_is_refused() {
         (&["empty"][..], 2, "empty: no file in it ends in .yaml, .yml or .json"),
         (&["missing"], 2, "missing: No such file"),
         (&["-", "-"], 2, "stdin can be read but once"),
+        (&["-"], 2, "<stdin>: there is no document in it"),
     ] {
         for verb in [&["check"][..], &["explain", "--policies"]] {
             let more = if verb[0] == "check" { &[][..] } else { &asked };

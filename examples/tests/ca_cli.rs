@@ -309,7 +309,7 @@ fn apart(disk: &Path, script: &str) -> Option<String> {
     };
     let mounted = "mount -t tmpfs -o size=96k,mode=700 none \"$DISK\"";
     if !run(mounted).is_ok_and(|output| output.status.success()) {
-        println!("skipped: there is no `unshare`, or it may mount nothing");
+        ambient_testkit::skipped("a full disk: there is no `unshare`, or it may mount nothing");
         return None;
     }
     let output = run(&format!("{mounted} && cd \"$DISK\" && {script}")).ok()?;
@@ -392,9 +392,31 @@ verbs | sed 's/^done:/then:/'
 }
 
 #[test]
+fn an_authority_is_not_made_or_read_where_anybody_may_put_another() {
+    let scratch = tempfile::tempdir().unwrap();
+    let (safe, shared) = (scratch.path().join("ca"), scratch.path().join("shared"));
+    said(&safe, &["init"]);
+    std::fs::create_dir(&shared).unwrap();
+    std::fs::set_permissions(&shared, std::fs::Permissions::from_mode(0o777)).unwrap();
+    let new = &shared.join("ca");
+    let why = refused(new, &["init"]);
+    assert!(
+        why.contains("--ca") && why.contains("may be written to by all (mode 0777)"),
+        "{why}"
+    );
+    assert!(!new.exists());
+    std::fs::rename(&safe, new).unwrap();
+    for verb in [&["show"][..], &["rotate"], &["revoke", "--node", "n"]] {
+        assert!(refused(new, verb).contains("mode 0777"), "{verb:?}");
+    }
+    std::fs::set_permissions(&shared, std::fs::Permissions::from_mode(0o1777)).unwrap();
+    said(new, &["show"]);
+}
+
+#[test]
 fn another_user_is_told_whose_it_is() {
     if std::fs::metadata("/proc/self").is_ok_and(|meta| std::os::unix::fs::MetadataExt::uid(&meta) != 0) {
-        println!("skipped: only root can be another user");
+        ambient_testkit::skipped("an authority of another user: only root can be another");
         return;
     }
     let scratch = tempfile::tempdir().unwrap();

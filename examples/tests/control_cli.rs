@@ -107,6 +107,27 @@ fn tokens_are_made_listed_and_revoked() {
     assert!(!listed.contains("node-3"), "{listed}");
 }
 
+/// As in a pipe whose other end has failed: it would be good for thirty days, and whoever wanted it makes another.
+#[test]
+fn a_token_that_nobody_reads_is_taken_back() {
+    let scratch = tempfile::tempdir().unwrap();
+    let ca = scratch.path().to_str().unwrap();
+    DirectoryCa::open(ca, TrustDomain::default(), DirectoryCa::DEFAULT_TTL).unwrap();
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let mut command = Command::new(env!("CARGO_BIN_EXE_ambient"));
+    let command = command.args(["control", "token", "node-1", "--ca", ca]).stdout(writer);
+    let output = command.stderr(Stdio::piped()).spawn().unwrap().wait_with_output().unwrap();
+    let why = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && why.contains("it is taken back"), "{why}");
+    let listed = said(&control(&["tokens", "--ca", ca]));
+    assert!(!listed.contains("node-1"), "{listed}");
+    // Neither is one made where anybody may put another authority.
+    std::fs::set_permissions(scratch.path(), std::os::unix::fs::PermissionsExt::from_mode(0o777)).unwrap();
+    let refused = control(&["token", "node-1", "--ca", ca]);
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("0777"), "{refused:?}");
+}
+
 #[test]
 fn a_fault_of_the_manifests_is_logged_once() {
     let scratch = tempfile::tempdir().unwrap();

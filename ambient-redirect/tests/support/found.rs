@@ -168,7 +168,7 @@ pub(crate) fn processes_that_are_hidden_are_told_of(world: &World) -> Outcome {
             let told = told.unwrap_or_default();
             assert!(names(&told, &hiding.join("1/ns/net")) && told.contains("No such file"), "{told}");
         }
-        Err(Errno::PERM) => println!("SKIPPED: a proc of one's own, which this user may not mount"),
+        Err(Errno::PERM) => ambient_testkit::skipped("a proc of one's own, which this user may not mount"),
         Err(e) => return Err(e.into()),
     }
     // Of one alone, which is a pod's; another's is nobody's business.

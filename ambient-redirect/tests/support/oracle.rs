@@ -51,7 +51,7 @@ pub(crate) fn what_is_printed_is_what_is_put_in_force(world: &World) -> Outcome 
     let pod = node.pod("a", "10.0.0.2", "fd00::2")?;
     let scratch = Arc::new(Netns::open(world.namespace("scratch")?.path())?);
     if nft(&scratch, &["--version"], "").is_none() {
-        println!("skipped: nft is not installed");
+        ambient_testkit::skipped("rules as they are printed, put in force: nft is not installed");
         return Ok(());
     }
     let asks: [&[(&str, &str)]; 4] = [

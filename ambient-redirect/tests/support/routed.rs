@@ -219,7 +219,7 @@ pub(crate) fn what_others_route_elsewhere_in_part_is_told(world: &World) -> Outc
         for ipv6 in [false, true] {
             for Narrowed { policy, said, from, to } in narrowed(ipv6) {
                 if policy.users.is_some() && !has_users {
-                    println!("SKIPPED: a rule for a user: there is none but root");
+                    ambient_testkit::skipped("a rule for a user: there is none but root");
                     continue;
                 }
                 let what = format!("{policy:?}");

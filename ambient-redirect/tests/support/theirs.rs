@@ -339,7 +339,7 @@ pub(crate) fn what_others_write_by_hand_is_read(world: &World) -> Outcome {
         })?;
     }
     for program in missing {
-        println!("SKIPPED: rules as {program} writes them: it is not on this machine");
+        ambient_testkit::skipped(format_args!("rules as {program} writes them: it is not on this machine"));
     }
     Ok(())
 }

@@ -4,8 +4,8 @@ use std::ffi::OsString;
 
 /// What the arguments ask for.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Options {
-    pub(super) list: bool,
+pub(crate) struct Options {
+    pub(crate) list: bool,
     pub(super) terse: bool,
     pub(super) nocapture: bool,
     exact: bool,
@@ -15,7 +15,7 @@ pub(super) struct Options {
 }
 
 impl Options {
-    pub(super) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Self, String> {
+    pub(crate) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Self, String> {
         let mut options = Self::default();
         let mut args = args
             .into_iter()
@@ -53,7 +53,7 @@ impl Options {
     }
 
     /// Whether a test of this name is asked for. None is ever ignored beforehand.
-    pub(super) fn takes(&self, name: &str) -> bool {
+    pub(crate) fn takes(&self, name: &str) -> bool {
         let hit = |pattern: &String| {
             if self.exact {
                 name == pattern

@@ -2,24 +2,96 @@
 
 use std::{fs, io};
 
+/// Why there is no private world.
+#[derive(Debug, thiserror::Error)]
+pub enum NoWorld {
+    /// This machine gives none to whoever asks: nothing is known to be wrong with what was to be tested or shown in it.
+    #[error(transparent)]
+    Refused(#[from] Refused),
+    /// This machine gives one, and it could not be made usable.
+    #[error(transparent)]
+    Failed(#[from] Failed),
+}
+
 /// One line that says why no private world could be made here, and what to do about it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct Refused(String);
 
-impl Refused {
-    pub(crate) fn new(why: String) -> Self {
-        Self(why)
+/// What failed on the way into a world that the machine does not refuse.
+#[derive(Debug, thiserror::Error)]
+#[error("{doing} failed: {source}")]
+pub struct Failed {
+    doing: String,
+    source: io::Error,
+}
+
+impl Failed {
+    pub(super) fn new(doing: &str, source: io::Error) -> Self {
+        let doing = doing.to_owned();
+        Self { doing, source }
+    }
+}
+
+impl NoWorld {
+    /// The kernel was asked for a namespace, a mount or a sysctl: it may refuse that.
+    pub(super) fn at(step: &str, error: io::Error) -> Self {
+        let is_refusal = match error.raw_os_error() {
+            Some(errno) => REFUSALS.contains(&errno),
+            None => error.kind() == io::ErrorKind::PermissionDenied,
+        };
+        Self::of(is_refusal, step, error)
     }
 
+    /// The namespaces stand, and the kernel was asked through what is tested in them: it may lack a module, and all else is a
+    /// failure of whoever asks.
+    pub(super) fn asking(step: &str, error: io::Error) -> Self {
+        let is_refusal = error.raw_os_error().is_some_and(|errno| NO_MODULE.contains(&errno));
+        Self::of(is_refusal, step, error)
+    }
+
+    /// Where worlds are required nothing is refused.
+    pub(super) fn held_to(self, required: bool) -> Self {
+        match self {
+            Self::Refused(Refused(why)) if required => {
+                Failed::new("entering a world, which is required here,", io::Error::other(why)).into()
+            }
+            other => other,
+        }
+    }
+
+    fn of(is_refusal: bool, step: &str, error: io::Error) -> Self {
+        match is_refusal {
+            true => Refused::at(step, &error).into(),
+            false => Failed::new(step, error).into(),
+        }
+    }
+}
+
+/// What kernels and containers answer that give nobody, or not everybody, a namespace, a mount or a sysctl.
+const REFUSALS: [i32; 9] = [
+    libc::EPERM,
+    libc::EACCES,
+    libc::EROFS,
+    libc::ENOSYS,
+    libc::EINVAL,
+    libc::ENOENT,
+    libc::ENODEV,
+    libc::ENOSPC,
+    libc::EUSERS,
+];
+/// What kernels answer that lack a part of netlink.
+const NO_MODULE: [i32; 3] = [libc::EOPNOTSUPP, libc::EPROTONOSUPPORT, libc::EAFNOSUPPORT];
+
+impl Refused {
     /// The kernel maps uid 0 into a user namespace only for one who has CAP_SETFCAP (since 5.12).
-    pub(crate) fn powerless_root() -> Self {
+    pub(super) fn powerless_root() -> Self {
         let why = "root without capabilities can neither make namespaces nor be root in a user namespace";
         Self(format!("{why}: run it as another user, or run the container with --privileged"))
     }
 
     /// A step that failed, with what the machine's settings say about it.
-    pub(crate) fn at(step: &str, error: &io::Error) -> Self {
+    fn at(step: &str, error: &io::Error) -> Self {
         Self(format!("{step} failed ({error}): {}", Settings::read().advice(error)))
     }
 }
@@ -127,5 +199,29 @@ mod tests {
         }
         let line = Refused::at("trying", &error(libc::EPERM)).to_string();
         assert!(line.starts_with("trying failed (") && !line.contains('\n'), "{line}");
+    }
+
+    #[test]
+    fn a_machine_refuses_namespaces_and_modules_and_all_else_has_failed() {
+        let is_refused = |of: fn(&str, io::Error) -> NoWorld, errno| {
+            let no_world = of("trying", io::Error::from_raw_os_error(errno));
+            matches!(no_world, NoWorld::Refused(_))
+        };
+        for errno in REFUSALS {
+            assert!(is_refused(NoWorld::at, errno), "{errno}");
+            assert!(!is_refused(NoWorld::asking, errno), "{errno} of a netlink that may be wrong");
+        }
+        for errno in NO_MODULE {
+            assert!(is_refused(NoWorld::asking, errno), "{errno}");
+        }
+        assert!(!is_refused(NoWorld::at, libc::EFAULT) && !is_refused(NoWorld::asking, libc::EBADMSG));
+        // An answer that could not be read.
+        let unread = || io::Error::new(io::ErrorKind::InvalidData, "unread");
+        assert!(matches!(NoWorld::asking("trying", unread()), NoWorld::Failed(_)));
+        let required = NoWorld::at("trying", io::Error::from_raw_os_error(libc::EPERM)).held_to(true);
+        assert!(
+            matches!(&required, NoWorld::Failed(failed) if failed.to_string().contains("required here")),
+            "{required}"
+        );
     }
 }

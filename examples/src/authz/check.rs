@@ -18,6 +18,9 @@ pub(crate) struct Args {
     files: Vec<PathBuf>,
     #[command(flatten)]
     mode: Mode,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
 }
 
 /// What a check has found, for `--json`.
@@ -45,7 +48,7 @@ pub(super) fn run(args: &Args) -> Result<ExitCode, Failure> {
         findings: &files.findings,
     };
     let mut text = String::new();
-    if args.mode.json {
+    if args.json {
         text = serde_json::to_string_pretty(&report).map_err(|error| Failure::input(error.to_string()))?;
     } else {
         // What cannot be read comes first: the rest is only worth reading once it can.

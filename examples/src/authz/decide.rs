@@ -27,7 +27,6 @@ pub(crate) struct Args {
     /// A file with one connection a line; `-` is stdin.
     #[arg(long, value_name = "FILE")]
     connections: PathBuf,
-    // The output is JSON in any case, so `--json` changes nothing.
     #[command(flatten)]
     mode: Mode,
 }

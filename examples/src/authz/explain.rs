@@ -56,6 +56,9 @@ pub(crate) struct Args {
     all: bool,
     #[command(flatten)]
     mode: Mode,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
 }
 
 #[derive(Debug, Serialize)]
@@ -137,7 +140,7 @@ pub(super) fn run(args: &Args) -> Result<ExitCode, Failure> {
     }
     explanation.notes = notes;
     let findings = concerning(&explanation, &files);
-    if args.mode.json {
+    if args.json {
         print(&json(&explanation, (&open, hanging.as_deref()), &findings)?)?;
     } else {
         if let Some(hanging) = hanging {

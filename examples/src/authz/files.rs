@@ -119,7 +119,11 @@ impl Files {
         for path in paths {
             let refuse = |error: io::Error| Failure::usage(format!("{}: {error}", path.display()));
             if path.as_os_str() == "-" {
-                files.file("<stdin>", &given::to_end(io::stdin().lock(), MOST).map_err(refuse)?)?;
+                let documents = files.file("<stdin>", &given::to_end(io::stdin().lock(), MOST).map_err(refuse)?)?;
+                // A file may hold comments alone; a program that has written nothing has failed, as a rule.
+                if documents == 0 {
+                    return Err(Failure::usage("<stdin>: there is no document in it"));
+                }
                 continue;
             }
             let manifests = manifests(path).map_err(refuse)?;
@@ -217,15 +221,22 @@ impl Files {
         self.place_of(peer_authentication::unreadable_key(namespace, name).as_str(), None)
     }
 
-    fn file(&mut self, name: &str, content: &[u8]) -> Result<(), Failure> {
+    /// Reads one; how many documents are in it.
+    fn file(&mut self, name: &str, content: &[u8]) -> Result<usize, Failure> {
         let name: Arc<str> = name.into();
         self.names.push(name.clone());
         let documents = tree::documents(content).map_err(|error| Failure::input(format!("no thread to read {name} with: {error}")))?;
-        match documents {
-            Ok(nodes) => nodes.into_iter().for_each(|node| self.node(&name, node, 0)),
-            Err(error) => self.wrong(&name, error),
-        }
-        Ok(())
+        Ok(match documents {
+            Ok(nodes) => {
+                let count = nodes.len();
+                nodes.into_iter().for_each(|node| self.node(&name, node, 0));
+                count
+            }
+            Err(error) => {
+                self.wrong(&name, error);
+                1
+            }
+        })
     }
 
     fn wrong(&mut self, file: &Arc<str>, error: TextError) {

@@ -129,7 +129,7 @@ impl Lab {
     /// With `control` the nodes know of the mesh and get their certificates from `ambient control`, which runs on the first of
     /// them; without, each from the directories themselves.
     pub(crate) fn bring_up(world: &World, dir: &Path, control: bool) -> Result<Self, Unmet> {
-        let images = Images::from([("ambient-lab-app".to_owned(), Program::this().arg("lab-app"))]);
+        let images = Images::from([("ambient-lab-app".to_owned(), this().arg("lab-app"))]);
         let mut cluster = Cluster::build(world, dir.into(), images)?;
         let ca = dir.join("ca");
         let capture = Capture::start(cluster.node("node-1")?.namespace(), NODE_INTERFACE)?;
@@ -154,7 +154,7 @@ impl Lab {
 
     /// Starts a node's mesh process, the very command that a real node runs.
     pub(crate) fn start_node(&mut self, name: &str) -> Result<(), Unmet> {
-        let program = Program::this()
+        let program = this()
             .env("RUST_LOG", "info")
             .env("LOG_FORMAT", "text")
             .args(["node", "--node", name])
@@ -183,19 +183,23 @@ impl Lab {
         let (mesh, ca) = (self.cluster.manifests().to_owned(), self.ca.clone());
         let node = self.cluster.node("node-1")?;
         let host = node.addresses().v4.to_string();
-        let program = Program::this()
+        let log = node.log().with_file_name("control.log");
+        let program = this()
             .args(["control", "--listen", &format!("{host}:{CONTROL_PORT}"), "--name", &host, "--mesh"])
             .arg(mesh)
             .arg("--ca")
             .arg(&ca)
-            .stdout(Output::Null);
+            .stdout(Output::File(log.clone()))
+            .stderr(Output::File(log.clone()));
         let process = node.namespace().spawn(&program).map_err(|e| Unmet::Cluster(e.into()))?;
+        let made = until(CHANGE_DEADLINE, || Ok(ca.join("root.pem").exists().then_some(())))?;
+        let said = || fs::read_to_string(&log).unwrap_or_default();
+        made.ok_or_else(|| Unmet::saw(format!("ambient control has made no authority: {}", said().trim_end())))?;
         self.control = Some(Control {
             address: format!("https://{host}:{CONTROL_PORT}"),
             _process: process,
         });
-        let made = until(CHANGE_DEADLINE, || Ok(ca.join("root.pem").exists().then_some(())))?;
-        made.ok_or_else(|| Unmet::saw("ambient control has made no authority"))
+        Ok(())
     }
 
     /// The file with a node's token; made when it is asked for first.
@@ -204,17 +208,27 @@ impl Lab {
         if file.exists() {
             return Ok(file);
         }
-        let program = Program::this()
+        let program = this()
             .args(["control", "token", node, "--ca"])
             .arg(&self.ca)
-            .stdout(Output::Pipe);
+            .stdout(Output::Pipe)
+            .stderr(Output::Pipe);
         let of = self.cluster.node(node)?;
         let mut process = of.namespace().spawn(&program).map_err(|e| Unmet::Cluster(e.into()))?;
         let doing = || format!("making a token for {node}");
-        process.wait(CHANGE_DEADLINE).map_err(Unmet::io(doing()))?;
-        let mut token = String::new();
-        if let Some(mut out) = process.take_stdout() {
-            out.read_to_string(&mut token).map_err(Unmet::io(doing()))?;
+        // What it says is less than a pipe holds, so it never waits for a reader.
+        let ended = process.wait(CHANGE_DEADLINE).map_err(Unmet::io(doing()))?;
+        let Some(ended) = ended else {
+            return Err(Unmet::saw(format!("{} did not end within {CHANGE_DEADLINE:?}", doing())));
+        };
+        let (mut token, mut said) = (String::new(), String::new());
+        if let (Some(mut out), Some(mut err)) = (process.take_stdout(), process.take_stderr()) {
+            out.read_to_string(&mut token)
+                .and_then(|_| err.read_to_string(&mut said))
+                .map_err(Unmet::io(doing()))?;
+        }
+        if !ended.success() {
+            return Err(Unmet::saw(format!("{}: {}", doing(), said.trim_end())));
         }
         fs::write(&file, token).map_err(Unmet::io(doing()))?;
         Ok(file)
@@ -242,11 +256,7 @@ impl Lab {
 
     /// Starts a program of the application in a pod, with its standard output in a pipe.
     pub(crate) fn start(&self, pod: &str, args: &[String]) -> Result<Process, Unmet> {
-        let program = Program::this()
-            .arg("lab-app")
-            .args(args)
-            .view(self.pod(pod)?.view())
-            .stdout(Output::Pipe);
+        let program = this().arg("lab-app").args(args).view(self.pod(pod)?.view()).stdout(Output::Pipe);
         self.namespace(pod)?.spawn(&program).map_err(|e| Unmet::Cluster(e.into()))
     }
 
@@ -408,6 +418,11 @@ impl Lab {
         }
         Ok(counted)
     }
+}
+
+/// This program as one of the lab's, which none of its caller's variables says anything to: several are settings of nodes.
+fn this() -> Program {
+    Program::this().own_environment()
 }
 
 /// Waits until something is there, looking every few milliseconds; `None` when the deadline has passed.

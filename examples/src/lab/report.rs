@@ -71,7 +71,11 @@ impl Reporter {
 
     /// Says, in one line, that the lab stays up, and how to use it.
     pub(crate) fn ready(&self, line: &str) {
-        print(line);
+        if self.json {
+            print(&json!({"ready": line}).to_string());
+        } else {
+            print(&format!("ready: {line}"));
+        }
     }
 
     /// Says why there is no lab here.

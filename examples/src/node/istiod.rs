@@ -19,7 +19,7 @@ use ambient_core::TrustDomain;
 use ambient_node::{Config, ControlPlane, NodeKeys, OwnPod, Sources, Vouchers};
 use anyhow::Context as _;
 
-use super::settings;
+use super::settings::{self, Setting};
 use crate::cluster_local::ClusterLocal;
 
 /// Flags, each of which can come from the environment.
@@ -28,7 +28,7 @@ pub(super) struct Istiod {
     /// `ambient control`, such as HOST:15012: state and certificates come from it, and captures are reported to it. In the
     /// place of --manifests and --ca-dir; if another source of certificates is named, certificates come from that. The token
     /// is exchanged for a certificate that names this node; --xds-root-ca says who vouches for all of it.
-    #[arg(long, env = "AMBIENT_CONTROL", value_name = "ADDRESS", value_parser = or_none(Endpoint::check_address), conflicts_with_all = ["xds_address", "ca_address", "manifests", "local_xds_path", "local_xds", "ca_dir"])]
+    #[arg(long, env = "AMBIENT_CONTROL", value_name = "ADDRESS", value_parser = or_none(Endpoint::check_address))]
     control: Option<String>,
     /// Istiod, where state comes from, such as istiod.istio-system.svc:15012. In the place of --manifests. Istiod tells no
     /// UIDs of pods: without --zds no pod is captured.
@@ -92,7 +92,7 @@ impl Istiod {
 
     /// Whether an authority is named that gives certificates and nothing else.
     pub(super) fn names_an_authority(&self) -> bool {
-        self.ca_address.as_deref().is_some_and(|address| !address.is_empty())
+        named(&self.ca_address).is_some()
     }
 
     /// Whether certificates come from there, unless somebody else is named.
@@ -105,20 +105,38 @@ impl Istiod {
         self.cluster_id.clone()
     }
 
-    // An empty address says that there is none: ztunnel's way to switch it off.
+    /// Whether `ambient control` alone is named, if it is, and no other source beside it, wherever each is named: whatever stands in
+    /// a file, a flag is not to be without effect.
+    ///
+    /// # Errors
+    /// When another is named too; `others` are those which are, besides istiod's.
+    pub(super) fn has_control_alone(&self, settings: &[Setting], others: &[(&str, bool)]) -> anyhow::Result<()> {
+        let istiods = [
+            ("xds-address", named(&self.xds_address).is_some()),
+            ("ca-address", named(&self.ca_address).is_some()),
+        ];
+        let other = istiods.iter().chain(others).find(|(_, is_named)| *is_named);
+        let (Some(_), Some((other, _))) = (named(&self.control), other) else {
+            return Ok(());
+        };
+        anyhow::bail!(
+            "state and certificates come from one place, and `ambient control` gives both: leave out {}, or {}",
+            settings::by(settings, "control"),
+            settings::by(settings, other)
+        )
+    }
+
     fn state_address(&self) -> Option<&str> {
-        self.control.as_deref().or(self.xds_address.as_deref()).filter(|a| !a.is_empty())
+        named(&self.control).or_else(|| named(&self.xds_address))
     }
 
     fn certificate_address(&self) -> Option<&str> {
-        self.control.as_deref().or(self.ca_address.as_deref()).filter(|a| !a.is_empty())
+        named(&self.control).or_else(|| named(&self.ca_address))
     }
 
     /// The node's place among those of `ambient control`, where it lives on that.
     pub(super) fn membership(&self, config: &Config) -> anyhow::Result<Option<Arc<Membership>>> {
-        let Some(address) = self.control.as_deref().filter(|a| !a.is_empty()) else {
-            return Ok(None);
-        };
+        let Some(address) = named(&self.control) else { return Ok(None) };
         let keys = NodeKeys::open(&config.keys, &config.node)?;
         let membership = MembershipConfig {
             keep: keys.map(|keys| -> Box<dyn KeepNode> { Box::new(keys) }),
@@ -153,7 +171,7 @@ impl Istiod {
             self.alt_xds_hostname.as_ref(),
             STATE_HEADERS,
         );
-        let certificates = match &self.control {
+        let certificates = match named(&self.control) {
             Some(_) => state.clone(),
             None => of(
                 self.certificate_address(),
@@ -276,7 +294,7 @@ impl Istiod {
 
     /// Where captures are told; `None` where nobody keeps them.
     pub(super) fn reports(&self, membership: Option<&Arc<Membership>>) -> anyhow::Result<Option<Reports>> {
-        let Some(address) = self.control.as_deref() else { return Ok(None) };
+        let Some(address) = named(&self.control) else { return Ok(None) };
         Ok(Some(Reports::new(self.of_state(address, membership)?)?))
     }
 
@@ -318,6 +336,11 @@ impl Istiod {
         })?;
         Ok(endpoint)
     }
+}
+
+/// An empty address says that there is none: ztunnel's way to switch it off.
+fn named(address: &Option<String>) -> Option<&str> {
+    address.as_deref().filter(|address| !address.is_empty())
 }
 
 /// A text that is as it must be; an empty one names nothing.

@@ -173,7 +173,9 @@ const CERTIFICATES: [&str; 5] = ["control", "ca-dir", "spire-admin-socket", "spi
 fn is_said(node: &Command, arguments: &[OsString], found: &[Found], name: &str) -> bool {
     let by_variable = node.get_arguments().any(|arg| {
         let of_it = arg.get_long() == Some(name);
-        of_it && arg.get_env().is_some_and(|variable| std::env::var_os(variable).is_some())
+        let value = arg.get_env().filter(|_| of_it).and_then(std::env::var_os);
+        // An empty address of istiod switches it off; elsewhere an empty text says nothing.
+        value.is_some_and(|value| !value.is_empty() || name.ends_with("-address"))
     });
     by_variable || is_flag(arguments, name) || found.iter().any(|(of, ..)| of == name)
 }
@@ -314,18 +316,18 @@ fn files(arguments: &[OsString], of_istio: &ProxyConfig) -> anyhow::Result<Vec<F
             rest => rest.strip_prefix('=').map(OsString::from),
         }
     });
-    if let Some(file) = flag.or_else(|| std::env::var_os(FILE_VARIABLE)) {
+    if let Some(file) = flag.or_else(|| std::env::var_os(FILE_VARIABLE).filter(|file| !file.is_empty())) {
         found.extend(of_file(Path::new(&file))?);
     }
     found.extend(of_istio.settings()?);
-    if let Ok(cluster) = std::env::var(CLUSTER) {
+    if let Some(cluster) = said(CLUSTER) {
         found.push(("cluster-id".to_owned(), cluster, CLUSTER.to_owned()));
     }
-    found.extend(of_share(quantity(CPU_LIMIT), quantity(CPU_REQUEST), quantity(CPU_CORES))?);
+    found.extend(of_share(said(CPU_LIMIT), said(CPU_REQUEST), said(CPU_CORES))?);
     Ok(found)
 }
 
-fn quantity(name: &str) -> Option<String> {
+fn said(name: &str) -> Option<String> {
     std::env::var(name).ok().filter(|text| !text.is_empty())
 }
 
@@ -352,7 +354,7 @@ fn of_share(limit: Option<String>, request: Option<String>, cores_told: Option<S
 
 /// Of which shares are taken: what the container is told, or else what the system says.
 fn cores_here() -> usize {
-    let told = [CPU_LIMIT, CPU_CORES].into_iter().find_map(quantity);
+    let told = [CPU_LIMIT, CPU_CORES].into_iter().find_map(said);
     // One that cannot be read stops the start in its own name.
     let told = told.and_then(|text| cores(&text)).map(|cores| cores.max(1));
     told.unwrap_or_else(|| std::thread::available_parallelism().map_or(2, std::num::NonZero::get))

@@ -31,7 +31,8 @@ pub(crate) fn a_node_beside_that_of_another_proxy_is_one_mesh_with_it(world: &Wo
     match env::var_os(PROXY) {
         Some(proxy) => beside(world, Path::new(&proxy)),
         None => {
-            println!("SKIPPED: a node beside that of another proxy: {PROXY} would name one, such as a build of Istio's ztunnel");
+            let why = format_args!("a node beside that of another proxy: {PROXY} would name one, such as a build of Istio's ztunnel");
+            ambient_testkit::skipped(why);
             Ok(())
         }
     }

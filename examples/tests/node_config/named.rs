@@ -42,10 +42,23 @@ fn what_cannot_be_trusted_is_told_with_what_names_it() {
             );
         };
         expected(&open, &may_write);
-        if name == "manifests" {
-            expected(&none, &no_status);
+        match name {
+            "manifests" => expected(&none, &no_status),
+            "local-xds-path" => expected(&none, &|by| no_directory(by, &none)),
+            _ => {}
         }
     }
+    let on_a_disk = [
+        "node",
+        "--node",
+        "n",
+        "--no-dns-capture",
+        "--control",
+        "localhost:1",
+        "--keys-dir",
+        &file,
+    ];
+    told(&on_a_disk, &[], no_directory("--keys-dir", ""));
     let enrol = ["enrol", "--node", "n"];
     let of = |value| [("AMBIENT_MANIFESTS", value)];
     let (good_set, open_set, none_set) = (of(&*good), of(&*open), of(&*none));

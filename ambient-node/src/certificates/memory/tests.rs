@@ -282,7 +282,7 @@ fn only_directories_of_ones_own_in_memory_are_taken() {
     let shm = Path::new("/dev/shm");
     match tempfile::tempdir_in(shm) {
         Ok(own) if is_memory(shm) => drop(Memory::open(own.path(), "n").unwrap()),
-        _ => eprintln!("skipped in part: /dev/shm is not in memory, or not ours"),
+        _ => ambient_testkit::skipped("an identity kept in /dev/shm: that is not in memory, or not ours"),
     }
 }
 

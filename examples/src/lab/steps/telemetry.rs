@@ -1,6 +1,6 @@
 //! What the nodes report of the calls: step 4.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::super::{
     evidence::{Entry, Sample, connections},
@@ -64,10 +64,7 @@ pub(super) fn logs_and_metrics(lab: &mut Lab) -> Result<String, Unmet> {
         let mut differ = String::new();
         let equal = until(CHANGE_DEADLINE, || {
             let (logged, counted) = (from_log(&connections(&lab.log(node)?)), from_metrics(&lab.metrics(node)?)?);
-            let other = logged.iter().find(|(way, tally)| counted.get(*way) != Some(*tally));
-            differ = other.map_or_else(String::new, |(way, tally)| {
-                format!("{way:?}: logged {tally:?}, counted {:?}", counted.get(way))
-            });
+            differ = difference(&logged, &counted).unwrap_or_default();
             Ok(differ.is_empty().then_some(logged.len()))
         })?;
         compared += equal.ok_or_else(|| Unmet::saw(format!("log and metrics of {node} differ: {differ}")))?;
@@ -76,6 +73,20 @@ pub(super) fn logs_and_metrics(lab: &mut Lab) -> Result<String, Unmet> {
         "{} hops stand in the logs of both nodes with {bytes} bytes towards servers; {compared} sums of metrics are those of the logs",
         HOPS.len()
     ))
+}
+
+/// The first way of which the log tells otherwise than the metrics, or one of the two nothing; of what one of the ends is unknown the log
+/// tells without it.
+fn difference(logged: &BTreeMap<Way, Tally>, counted: &BTreeMap<Way, Tally>) -> Option<String> {
+    let known = |way: &&Way| [&way.1, &way.2].iter().all(|name| !name.is_empty() && *name != UNKNOWN);
+    let ways: BTreeSet<&Way> = logged.keys().chain(counted.keys()).filter(known).collect();
+    let tallies = ways.into_iter().map(|way| (way, logged.get(way), counted.get(way)));
+    // What has only begun has a counter, and no line yet.
+    let is_told = |tally: Option<&Tally>| tally.copied().unwrap_or_default();
+    let mut differing = tallies.filter(|(_, logged, counted)| is_told(*logged) != is_told(*counted));
+    differing
+        .next()
+        .map(|(way, logged, counted)| format!("{way:?}: logged {logged:?}, counted {counted:?}"))
 }
 
 /// Checks the lines of a hop on both nodes; gives the bytes that reached the server.
@@ -194,6 +205,9 @@ fn from_metrics(samples: &[Sample]) -> Result<BTreeMap<Way, Tally>, Unmet> {
     Ok(sums)
 }
 
+/// What metrics say of an end that nobody knows.
+const UNKNOWN: &str = "unknown";
+
 fn reporter(outbound: bool) -> &'static str {
     if outbound { "source" } else { "destination" }
 }
@@ -227,5 +241,25 @@ mod tests {
         assert_eq!(logged.len(), 2);
         assert_eq!(logged, from_metrics(&samples(&page)).unwrap());
         assert!(from_metrics(&samples("istio_tcp_connections_closed_total{reporter=\"source\"} 1")).is_err());
+    }
+
+    #[test]
+    fn what_one_of_them_alone_tells_is_a_difference() {
+        let way = |to: &str| ("source".to_owned(), "a".to_owned(), to.to_owned());
+        let tally = Tally {
+            requested: 1,
+            answered: 2,
+            connections: 1,
+        };
+        let both = BTreeMap::from([(way("b"), tally)]);
+        let more = |to: &str, tally| [both.clone(), BTreeMap::from([(way(to), tally)])].into_iter().flatten().collect();
+        assert_eq!(difference(&both, &both), None);
+        assert!(
+            difference(&both, &more("c", tally)).is_some_and(|said| said.contains("\"c\"")),
+            "counted alone"
+        );
+        assert!(difference(&more("c", tally), &both).is_some(), "logged alone");
+        assert_eq!(difference(&both, &more("c", Tally::default())), None, "opened alone");
+        assert_eq!(difference(&both, &more(UNKNOWN, tally)), None);
     }
 }
