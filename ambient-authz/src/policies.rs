@@ -17,6 +17,8 @@ use crate::{
 mod affected;
 mod stamps;
 mod stand;
+#[cfg(feature = "kubernetes")]
+mod steps;
 #[cfg(test)]
 mod tests;
 
