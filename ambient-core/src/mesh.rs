@@ -258,6 +258,7 @@ fn nearest<'a>(services: &'a Few<Service>, namespace: &str) -> Option<&'a Arc<Se
 
 impl Indexes {
     fn put_workload(&mut self, workload: Arc<Workload>) {
+        let workload = canonical(workload);
         let old = self.workloads.insert(workload.clone());
         if let Some(old) = &old {
             self.forget_names(old);
@@ -447,6 +448,16 @@ fn take<K: Clone + Eq + std::hash::Hash, V: few::Named>(index: &mut Shards<K, Fe
 
 fn name_of(workload: &Workload) -> NamespacedHostname {
     NamespacedHostname::new(&workload.namespace, &workload.hostname)
+}
+
+/// The same, with addresses as they are looked for and connected to.
+fn canonical(mut workload: Arc<Workload>) -> Arc<Workload> {
+    if workload.addresses.iter().any(|ip| *ip != ip.to_canonical()) {
+        for ip in &mut Arc::make_mut(&mut workload).addresses {
+            *ip = ip.to_canonical();
+        }
+    }
+    workload
 }
 
 fn indexed_addresses(workload: &Workload) -> impl Iterator<Item = NetworkAddress> {

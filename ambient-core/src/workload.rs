@@ -65,7 +65,8 @@ pub struct Workload {
     pub namespace: Arc<str>,
     /// The pod's name.
     pub name: Arc<str>,
-    /// Every address of it, canonical; the first is the preferred one.
+    /// Every address of it; the first is the preferred one. In a [`Mesh`](crate::Mesh) they are canonical: an IPv4-mapped one
+    /// becomes the IPv4 address that it is.
     pub addresses: Vec<IpAddr>,
     /// The network of those addresses.
     pub network: Network,
@@ -169,8 +170,10 @@ impl Workload {
     }
 
     /// Whether an address is one of its own.
+    ///
+    /// An IPv4-mapped IPv6 address, as a socket that listens on both families tells it, is the IPv4 address that it is.
     pub fn has_address(&self, ip: IpAddr) -> bool {
-        self.addresses.contains(&ip.to_canonical())
+        self.addresses.iter().any(|own| own.to_canonical() == ip.to_canonical())
     }
 }
 
