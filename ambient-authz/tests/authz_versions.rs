@@ -159,7 +159,7 @@ proptest! {
             if skip {
                 continue;
             }
-            let before = std::mem::replace(&mut policies, Policies::default());
+            let before = std::mem::take(&mut policies);
             let (now, affected) = before.advance(watched.updates_from(&before));
             policies = now;
             prop_assert_eq!(watched.updates_from(&policies), []);

@@ -26,6 +26,12 @@ impl From<&str> for Network {
     }
 }
 
+impl fmt::Display for Network {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
 /// An address and the network in which it means something.
 ///
 /// It is made by [`NetworkAddress::new`] or [`local`](NetworkAddress::local) alone, as what is looked up by it is found by
@@ -56,7 +62,35 @@ impl NetworkAddress {
 
 impl fmt::Display for NetworkAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.network.as_str(), self.ip)
+        write!(f, "{}/{}", self.network, self.ip)
+    }
+}
+
+impl FromStr for NetworkAddress {
+    type Err = NetworkAddressError;
+
+    /// Reads `NETWORK/ADDRESS`, the network empty for the unnamed one.
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let parts = text.rsplit_once('/').and_then(|(network, ip)| Some((network, ip.parse().ok()?)));
+        let (network, ip) = parts.ok_or_else(|| NetworkAddressError::new(text, "NETWORK/ADDRESS"))?;
+        Ok(Self::new(network.into(), ip))
+    }
+}
+
+/// A text that is no [`NetworkAddress`] or [`NetworkBlock`].
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{text:?} is not {wanted}")]
+pub struct NetworkAddressError {
+    text: String,
+    wanted: &'static str,
+}
+
+impl NetworkAddressError {
+    fn new(text: &str, wanted: &'static str) -> Self {
+        Self {
+            text: text.chars().take(300).collect(),
+            wanted,
+        }
     }
 }
 
@@ -106,7 +140,23 @@ impl NetworkBlock {
 
 impl fmt::Display for NetworkBlock {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}/{}", self.network.as_str(), self.first, self.length)
+        write!(f, "{}/{}/{}", self.network, self.first, self.length)
+    }
+}
+
+impl FromStr for NetworkBlock {
+    type Err = NetworkAddressError;
+
+    /// Reads `NETWORK/ADDRESS/LENGTH`, the network empty for the unnamed one.
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let block = || {
+            let (address, length) = text.rsplit_once('/')?;
+            let (network, ip) = address.rsplit_once('/')?;
+            // Digits alone: `parse` would take a sign.
+            let digits = length.bytes().all(|b| b.is_ascii_digit());
+            Self::new(network.into(), ip.parse().ok()?, length.parse().ok().filter(|_| digits)?)
+        };
+        block().ok_or_else(|| NetworkAddressError::new(text, "NETWORK/ADDRESS/LENGTH"))
     }
 }
 
@@ -271,6 +321,32 @@ mod tests {
         assert!(NetworkBlock::new("n".into(), "::ffff:10.0.0.0".parse().unwrap(), 129).is_none());
         assert!(NetworkBlock::new("n".into(), "10.0.0.0".parse().unwrap(), 33).is_none());
         assert!(NetworkBlock::new("n".into(), "::".parse().unwrap(), 129).is_none());
+    }
+
+    #[test]
+    fn addresses_and_blocks_are_read_as_they_are_written() {
+        for text in ["/10.0.0.1", "n/10.0.0.1", "n/fd00::1", "a/b/10.0.0.1"] {
+            assert_eq!(text.parse::<NetworkAddress>().unwrap().to_string(), text);
+        }
+        assert_eq!("/::ffff:10.0.0.1".parse::<NetworkAddress>().unwrap().to_string(), "/10.0.0.1");
+        for text in ["/10.0.0.0/8", "n/fd00::/64", "n/0.0.0.0/0"] {
+            assert_eq!(text.parse::<NetworkBlock>().unwrap().to_string(), text);
+        }
+        for text in ["", "/", "10.0.0.1", "n/10.0.0.1/8", "n/x", "n/[fd00::1]"] {
+            let error = text.parse::<NetworkAddress>().unwrap_err();
+            assert_eq!(error.to_string(), format!("{text:?} is not NETWORK/ADDRESS"));
+        }
+        for text in [
+            "",
+            "/10.0.0.0",
+            "10.0.0.0/8",
+            "n/10.0.0.0/33",
+            "n/10.0.0.0/+8",
+            "n/10.0.0.0/",
+            "n/fd00::/129",
+        ] {
+            assert!(text.parse::<NetworkBlock>().is_err(), "{text}");
+        }
     }
 
     #[test]

@@ -24,7 +24,7 @@ use workloads::Workloads;
 pub use circles::WaypointUser;
 pub use sharing::Sharing;
 
-/// One change of the mesh.
+/// One change of the mesh. It is exhaustive on purpose: whoever passes changes on must know each.
 #[derive(Clone, Debug)]
 pub enum Update {
     /// A workload is new or has changed; it replaces the one of the same UID.
@@ -227,7 +227,7 @@ impl Mesh {
         self.0.endpoints.get(service).map(|members| &members.all)
     }
 
-    /// The same, with what is known of all of them.
+    /// The endpoints of a service, with what is known of all of them.
     pub(crate) fn members(&self, service: &NamespacedHostname) -> Option<&Members> {
         self.0.endpoints.get(service)
     }

@@ -52,7 +52,7 @@ impl FromStr for NamespacedHostname {
     }
 }
 
-/// A service of the mesh.
+/// A service of the mesh. More may be known of one some day: [`Service::new`] and `..` stand for what is not said.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Service {
     /// Its name.
@@ -295,7 +295,7 @@ pub enum IpFamilies {
     Ipv4Only,
     /// IPv6 only.
     Ipv6Only,
-    /// Either.
+    /// IPv4 and IPv6.
     Dual,
 }
 

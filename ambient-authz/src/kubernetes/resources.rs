@@ -300,8 +300,8 @@ impl Resources {
     /// Where a rule of a policy stands in its resource's `spec.rules`, as [`Reading::rules`] tells; the same number for a
     /// policy that comes from elsewhere.
     pub fn written_rule(&self, policy: &PolicyKey, rule: usize) -> usize {
-        let (namespace, name) = policy.as_str().split_once('/').unwrap_or_default();
-        let versions = self.authorizations.get(namespace).and_then(|space| space.get(name));
+        let space = self.authorizations.get(policy.namespace());
+        let versions = space.and_then(|space| space.get(policy.name()));
         let written = versions.and_then(|versions| versions.good()?.rules.get(rule).copied());
         written.unwrap_or(rule)
     }
