@@ -35,7 +35,7 @@ pub struct Conn<'a> {
     pub destination: SocketAddr,
 }
 
-/// What becomes of a connection, and why.
+/// What becomes of a connection, and why. It is exhaustive on purpose: whoever enforces it must know each.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Decision {
     /// It may pass.
@@ -88,7 +88,7 @@ pub enum Denial {
     #[error("allow policies exist, but none allowed")]
     NoneAllowed,
     /// A policy that applies to the workload cannot be read, and no version of it ever could.
-    #[error("policy {} cannot be read: {}", .0.key, .0.error)]
+    #[error("{0}")]
     Unreadable(Arc<Unreadable>),
     /// The workload lists a policy that is not known. Once nobody waits for it any more, one that comes from a
     /// PeerAuthentication refuses peers without an identity only; see [`Policies::stop_waiting`].
@@ -134,8 +134,10 @@ pub fn decide(policies: &Policies, workload: &Workload, conn: &Conn<'_>) -> Deci
     to(policies, workload, conn, |question| question.decide(false))
 }
 
-/// The same for a connection that was let in before: what refuses only new ones ([`Unreadable::only_new`]) is passed
-/// over, and nothing else is.
+/// Whether a connection that was let in before may stay, and which policy says so.
+///
+/// It is decided as [`decide()`] does for a new one, but what refuses only new ones ([`Unreadable::only_new`]) is passed over.
+/// For which connections that is to be asked after a change, [`Policies::advance`] tells.
 pub fn decide_again(policies: &Policies, workload: &Workload, conn: &Conn<'_>) -> Decision {
     to(policies, workload, conn, |question| question.decide(true))
 }

@@ -58,7 +58,7 @@ pub fn explain(policies: &Policies, workload: &Workload, conn: &Conn<'_>) -> Exp
     told(policies, workload, conn, MOST_TOLD)
 }
 
-/// The same, of all policies and rules, however many they are.
+/// Explains the decision on a connection as [`explain()`] does, with all policies, rules and keys, however many they are.
 pub fn explain_all(policies: &Policies, workload: &Workload, conn: &Conn<'_>) -> Explanation {
     told(policies, workload, conn, usize::MAX)
 }

@@ -39,13 +39,14 @@ mod value;
 
 pub use authorization::read;
 pub use resource::{
-    AuthorizationPolicy, AuthorizationRule, AuthorizationSpec, Condition, Envelope, From, Metadata, MutualTls, Operation,
-    PeerAuthentication, PeerAuthenticationSpec, Selector, Source, To, Unknown,
+    AuthorizationPolicy, AuthorizationRule, AuthorizationSpec, Condition, Envelope, Metadata, MutualTls, Operation, PeerAuthentication,
+    PeerAuthenticationSpec, RuleFrom, RuleTo, Selector, Source, Unknown,
 };
 pub use resources::{Resources, Selecting, SelectingKind, attached};
 pub use traps::traps;
 
-/// How resources are read.
+/// How resources are read. More may come: what is not to be other than it is by default is best taken from there
+/// (`..Settings::default()`).
 #[derive(Clone, Debug)]
 pub struct Settings {
     /// The namespace whose resources apply to the whole mesh; `istio-system` by default.
@@ -253,7 +254,7 @@ fn in_dry_run(metadata: &Metadata) -> Result<bool, &str> {
 const DRY_RUN: &str = "istio.io/dry-run";
 
 fn key(namespace: &str, name: &str) -> PolicyKey {
-    format!("{namespace}/{name}").into()
+    PolicyKey::new(namespace, name)
 }
 
 /// The scope of a resource without a selector.

@@ -8,7 +8,8 @@
 //! # Cost
 //!
 //! A decision costs a few look-ups, however many policies there are, takes no lock and allocates nothing; see [`decide()`].
-//! A change costs what it changes, and [`Policies::advance`] says whose decisions it can turn. Who speaks is looked up
+//! A change costs what it changes, and [`Policies::advance`] says whose decisions it can turn, so that live connections can be
+//! [decided again](decide_again()). Who speaks is looked up
 //! among the names of the policies once, with [`Policies::resolve`], and stands in a [`Peer`]. What a workload lists is
 //! looked up at each decision, unless it stands in a [`Target`]. Where there are hundreds of thousands of rules that one connection
 //! nearly matches, a peer keeps which of them its names let through.
@@ -30,14 +31,8 @@
 //!     principals: vec![StringMatch::Exact("cluster.local/ns/shop/sa/cart".into())],
 //!     ..Match::default()
 //! };
-//! let policy = Policy {
-//!     key: "shop/stock-from-cart".into(),
-//!     namespace: "shop".into(),
-//!     scope: Scope::Namespace,
-//!     action: Action::Allow,
-//!     rules: vec![Rule { clauses: vec![from_cart.into()] }],
-//!     dry_run: false,
-//! };
+//! let mut policy = Policy::new("shop/stock-from-cart", "shop", Scope::Namespace, Action::Allow);
+//! policy.rules.push(Rule { clauses: vec![from_cart.into()] });
 //! let policies = Policies::default().apply([Update::Set(policy.into())]);
 //!
 //! let stock = Workload::new("cluster//Pod/shop/stock-0", "shop", "stock-0");

@@ -17,6 +17,8 @@ use crate::{
 mod affected;
 mod stamps;
 mod stand;
+#[cfg(feature = "kubernetes")]
+mod steps;
 #[cfg(test)]
 mod tests;
 
@@ -203,10 +205,44 @@ impl Policies {
         self.advance(updates).0
     }
 
-    /// The same, and the workloads whose decisions can be others than they were.
+    /// The snapshot after some updates, in their order, and the workloads whose decisions can be others than they were: live
+    /// connections to those are to be decided again.
+    ///
+    /// What workloads list is theirs: one whose [`policies`](Workload::policies) have changed as well is not told for that, and
+    /// its connections are to be decided again all the same.
     ///
     /// A policy costs as much as it has values, whatever else there is; one that comes again as it was costs a
     /// comparison.
+    ///
+    /// ```
+    /// use std::net::{IpAddr, SocketAddr};
+    /// use ambient_authz::{decide_again, policy::Update, Action, Conn, Peer, Policies, Policy, Rule, Scope};
+    /// use ambient_core::{Identity, Workload};
+    ///
+    /// struct Live { to: Workload, peer: Peer, source: IpAddr, destination: SocketAddr }
+    ///
+    /// let policies = Policies::default();
+    /// let cart: Identity = "spiffe://cluster.local/ns/shop/sa/cart".parse()?;
+    /// let mut live = Vec::new();
+    /// for namespace in ["shop", "office"] {
+    ///     live.push(Live {
+    ///         to: Workload::new("uid", namespace, "stock"),
+    ///         peer: policies.resolve(Some(&cart)),
+    ///         source: "10.0.1.2".parse()?,
+    ///         destination: "10.0.2.2:8080".parse()?,
+    ///     });
+    /// }
+    ///
+    /// let mut closed = Policy::new("shop/closed", "shop", Scope::Namespace, Action::Deny);
+    /// closed.rules.push(Rule::default());
+    /// let (policies, affected) = policies.advance([Update::Set(closed.into())]);
+    /// live.retain(|Live { to, peer, source, destination }| {
+    ///     let conn = Conn { peer, source: *source, destination: *destination };
+    ///     !affected.concerns(to) || decide_again(&policies, to, &conn).is_allow()
+    /// });
+    /// assert_eq!(live.len(), 1);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn advance(&self, updates: impl IntoIterator<Item = Update>) -> (Self, Affected) {
         let mut next = Tables::clone(&self.0);
@@ -481,8 +517,7 @@ pub(crate) fn is_converted(key: &PolicyKey) -> bool {
 
 /// Namespace and name of the PeerAuthentication that istiod made a policy of.
 pub(crate) fn converted_from(key: &PolicyKey) -> Option<(&str, &str)> {
-    let (namespace, name) = key.as_str().split_once('/')?;
-    Some((namespace, name.strip_prefix("converted_peer_authentication_")?))
+    Some((key.namespace(), key.name().strip_prefix("converted_peer_authentication_")?))
 }
 
 impl fmt::Debug for Policies {

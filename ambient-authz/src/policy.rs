@@ -11,7 +11,7 @@ use ipnet::IpNet;
 
 use crate::Conn;
 
-/// One change of the policies.
+/// One change of the policies. It is exhaustive on purpose: whoever passes changes on must know each.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Update {
     /// A policy is new or has changed; it replaces the one of the same key.
@@ -72,7 +72,8 @@ impl Refuses {
 }
 
 /// A policy that cannot be read: all that is known of it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("policy {key} cannot be read: {error}")]
 pub struct Unreadable {
     /// Its name.
     pub key: PolicyKey,
@@ -108,6 +109,18 @@ pub struct Policy {
 }
 
 impl Policy {
+    /// A policy that is enforced, and has no rules yet.
+    pub fn new(key: impl Into<PolicyKey>, namespace: impl Into<Arc<str>>, scope: Scope, action: Action) -> Self {
+        Self {
+            key: key.into(),
+            namespace: namespace.into(),
+            scope,
+            action,
+            rules: Vec::new(),
+            dry_run: false,
+        }
+    }
+
     /// The index of the first rule that matches a connection: asked one after the other, value after value.
     pub fn matching_rule(&self, conn: &Conn<'_>) -> Option<usize> {
         self.rules.iter().position(|rule| rule.matches(conn))
@@ -194,31 +207,31 @@ impl From<Match> for Clause {
 pub struct Match {
     /// The namespace of the peer's identity; empty text for a peer without one.
     pub namespaces: Vec<StringMatch>,
-    /// The negative of it.
+    /// None of these may be: the negative of [`namespaces`](Self::namespaces).
     pub not_namespaces: Vec<StringMatch>,
     /// The peer's identity without `spiffe://`; none of it hits a peer without one.
     pub principals: Vec<StringMatch>,
-    /// The negative of it.
+    /// None of these may be: the negative of [`principals`](Self::principals).
     pub not_principals: Vec<StringMatch>,
     /// The trust domain of the peer's identity; none of it hits a peer without one. Never on the wire: istiod drops it.
     pub trust_domains: Vec<StringMatch>,
-    /// The negative of it.
+    /// None of these may be: the negative of [`trust_domains`](Self::trust_domains).
     pub not_trust_domains: Vec<StringMatch>,
     /// Namespace and account of the peer's identity, in any trust domain; none of it hits a peer without one.
     pub service_accounts: Vec<ServiceAccount>,
-    /// The negative of it.
+    /// None of these may be: the negative of [`service_accounts`](Self::service_accounts).
     pub not_service_accounts: Vec<ServiceAccount>,
     /// The address that the connection comes from. IPv4 and IPv6 never hit each other.
     pub source_ips: Vec<IpNet>,
-    /// The negative of it.
+    /// None of these may be: the negative of [`source_ips`](Self::source_ips).
     pub not_source_ips: Vec<IpNet>,
     /// The address of the pod, never that of a service.
     pub destination_ips: Vec<IpNet>,
-    /// The negative of it.
+    /// None of these may be: the negative of [`destination_ips`](Self::destination_ips).
     pub not_destination_ips: Vec<IpNet>,
     /// The port in the pod, never that of a service.
     pub destination_ports: Vec<u16>,
-    /// The negative of it.
+    /// None of these may be: the negative of [`destination_ports`](Self::destination_ports).
     pub not_destination_ports: Vec<u16>,
 }
 

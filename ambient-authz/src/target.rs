@@ -74,12 +74,12 @@ impl Target {
         decide::at(policies, self, conn, |question| question.decide(false))
     }
 
-    /// The same for one that was let in before; see [`decide_again()`](crate::decide_again()).
+    /// Whether a connection that was let in before may stay; see [`decide_again()`](crate::decide_again()).
     pub fn decide_again(&self, policies: &Policies, conn: &Conn<'_>) -> Decision {
         decide::at(policies, self, conn, |question| question.decide(true))
     }
 
-    /// What the policies in dry run would have done with it; see [`dry_run()`](crate::dry_run()).
+    /// What the policies in dry run would have done with a connection; see [`dry_run()`](crate::dry_run()).
     pub fn dry_run(&self, policies: &Policies, conn: &Conn<'_>) -> Vec<DryRun> {
         decide::at(policies, self, conn, |question| question.dry_run())
     }

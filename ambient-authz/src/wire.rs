@@ -225,7 +225,7 @@ impl ReadError {
 /// # Errors
 /// At the first value that cannot be read; with [`Settings::istio_exact`] only where scope or action is not known.
 pub fn read(sent: &Authorization, settings: &Settings) -> Result<Policy, ReadError> {
-    let key = PolicyKey::from(format!("{}/{}", sent.namespace, sent.name));
+    let key = PolicyKey::new(&sent.namespace, &sent.name);
     let namespace: Arc<str> = sent.namespace.as_str().into();
     let scope = match sent.scope {
         0 => Some(Scope::Global),

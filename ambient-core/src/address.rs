@@ -26,8 +26,18 @@ impl From<&str> for Network {
     }
 }
 
+impl fmt::Display for Network {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
 /// An address and the network in which it means something.
+///
+/// It is made by [`NetworkAddress::new`] or [`local`](NetworkAddress::local) alone, as what is looked up by it is found by
+/// its canonical address.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[non_exhaustive]
 pub struct NetworkAddress {
     /// The network.
     pub network: Network,
@@ -52,7 +62,35 @@ impl NetworkAddress {
 
 impl fmt::Display for NetworkAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.network.as_str(), self.ip)
+        write!(f, "{}/{}", self.network, self.ip)
+    }
+}
+
+impl FromStr for NetworkAddress {
+    type Err = NetworkAddressError;
+
+    /// Reads `NETWORK/ADDRESS`, the network empty for the unnamed one.
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let parts = text.rsplit_once('/').and_then(|(network, ip)| Some((network, ip.parse().ok()?)));
+        let (network, ip) = parts.ok_or_else(|| NetworkAddressError::new(text, "NETWORK/ADDRESS"))?;
+        Ok(Self::new(network.into(), ip))
+    }
+}
+
+/// A text that is no [`NetworkAddress`] or [`NetworkBlock`].
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{text:?} is not {wanted}")]
+pub struct NetworkAddressError {
+    text: String,
+    wanted: &'static str,
+}
+
+impl NetworkAddressError {
+    fn new(text: &str, wanted: &'static str) -> Self {
+        Self {
+            text: text.chars().take(300).collect(),
+            wanted,
+        }
     }
 }
 
@@ -67,7 +105,13 @@ pub struct NetworkBlock {
 impl NetworkBlock {
     /// The block that an address is in, by the length of its prefix; `None` for a length that the family has not. Bits beyond
     /// the prefix do not count.
+    ///
+    /// One of IPv4-mapped IPv6 addresses alone (`::ffff:10.0.0.0/104`) is the block of IPv4 addresses that they are.
     pub fn new(network: Network, ip: IpAddr, length: u8) -> Option<Self> {
+        let (ip, length) = match ip.to_canonical() {
+            v4 @ IpAddr::V4(_) if ip.is_ipv6() && length >= MAPPED => (v4, length - MAPPED),
+            _ => (ip, length),
+        };
         let first = first(ip, length)?;
         Some(Self { network, first, length })
     }
@@ -96,9 +140,28 @@ impl NetworkBlock {
 
 impl fmt::Display for NetworkBlock {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}/{}", self.network.as_str(), self.first, self.length)
+        write!(f, "{}/{}/{}", self.network, self.first, self.length)
     }
 }
+
+impl FromStr for NetworkBlock {
+    type Err = NetworkAddressError;
+
+    /// Reads `NETWORK/ADDRESS/LENGTH`, the network empty for the unnamed one.
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let block = || {
+            let (address, length) = text.rsplit_once('/')?;
+            let (network, ip) = address.rsplit_once('/')?;
+            // Digits alone: `parse` would take a sign.
+            let digits = length.bytes().all(|b| b.is_ascii_digit());
+            Self::new(network.into(), ip.parse().ok()?, length.parse().ok().filter(|_| digits)?)
+        };
+        block().ok_or_else(|| NetworkAddressError::new(text, "NETWORK/ADDRESS/LENGTH"))
+    }
+}
+
+/// The length of `::ffff:0:0/96`, in which all IPv4-mapped addresses are.
+const MAPPED: u8 = 96;
 
 fn first(ip: IpAddr, length: u8) -> Option<IpAddr> {
     match ip {
@@ -122,16 +185,41 @@ fn first(ip: IpAddr, length: u8) -> Option<IpAddr> {
 pub enum Authority {
     /// An address and a port.
     Address(SocketAddr),
-    /// A name and a port.
-    Host(Arc<str>, u16),
+    /// A name and a port: made by [`Authority::host`], or read.
+    #[non_exhaustive]
+    Host {
+        /// The DNS name in lower case, without a dot at its end.
+        name: Arc<str>,
+        /// The port.
+        port: u16,
+    },
 }
 
 impl Authority {
+    /// A DNS name and a port; case and a dot at the end do not matter.
+    ///
+    /// # Errors
+    /// When it is no DNS name: also where it is an address, which [`Authority::from`] takes. Port 0 is nobody's.
+    pub fn host(name: &str, port: u16) -> Result<Self, AuthorityError> {
+        let refuse = |why| AuthorityError::new(&format!("{name}:{port}"), why);
+        if port == 0 {
+            return Err(refuse(NO_PORT));
+        }
+        let label = |l: &str| !l.is_empty() && l.len() <= 63 && l.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_');
+        let name = name.strip_suffix('.').unwrap_or(name);
+        // All digits and dots would be an address, or one that did not parse.
+        if name.len() > 253 || !name.split('.').all(label) || name.bytes().all(|b| b.is_ascii_digit() || b == b'.') {
+            return Err(refuse("the host is neither an address nor a DNS name"));
+        }
+        let name = name.to_ascii_lowercase().into();
+        Ok(Self::Host { name, port })
+    }
+
     /// The port.
     pub fn port(&self) -> u16 {
         match self {
             Self::Address(address) => address.port(),
-            Self::Host(_, port) => *port,
+            Self::Host { port, .. } => *port,
         }
     }
 }
@@ -146,17 +234,14 @@ impl FromStr for Authority {
     type Err = AuthorityError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let refuse = |why| AuthorityError {
-            text: text.chars().take(300).collect(),
-            why,
-        };
+        let refuse = |why| AuthorityError::new(text, why);
         let (host, port) = text.rsplit_once(':').ok_or_else(|| refuse("a port is missing"))?;
         if port.is_empty() || !port.bytes().all(|b| b.is_ascii_digit()) {
             return Err(refuse("the port is not a number"));
         }
         let port: u16 = port.parse().map_err(|_| refuse("the port is over 65535"))?;
         if port == 0 {
-            return Err(refuse("port 0 is nobody's"));
+            return Err(refuse(NO_PORT));
         }
         if let Some(inner) = host.strip_prefix('[') {
             let ip = inner.strip_suffix(']').and_then(|ip| ip.parse::<Ipv6Addr>().ok());
@@ -166,13 +251,7 @@ impl FromStr for Authority {
         if let Ok(ip) = host.parse() {
             return Ok(Self::Address(SocketAddr::new(IpAddr::V4(ip), port)));
         }
-        let label = |l: &str| !l.is_empty() && l.len() <= 63 && l.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_');
-        let name = host.strip_suffix('.').unwrap_or(host);
-        // All digits and dots would be an address that did not parse.
-        if name.len() > 253 || !name.split('.').all(label) || name.bytes().all(|b| b.is_ascii_digit() || b == b'.') {
-            return Err(refuse("the host is neither an address nor a DNS name"));
-        }
-        Ok(Self::Host(name.to_ascii_lowercase().into(), port))
+        Self::host(host, port)
     }
 }
 
@@ -180,7 +259,7 @@ impl fmt::Display for Authority {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Address(address) => address.fmt(f),
-            Self::Host(name, port) => write!(f, "{name}:{port}"),
+            Self::Host { name, port } => write!(f, "{name}:{port}"),
         }
     }
 }
@@ -193,6 +272,17 @@ pub struct AuthorityError {
     why: &'static str,
 }
 
+impl AuthorityError {
+    fn new(text: &str, why: &'static str) -> Self {
+        Self {
+            text: text.chars().take(300).collect(),
+            why,
+        }
+    }
+}
+
+const NO_PORT: &str = "port 0 is nobody's";
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -203,6 +293,10 @@ mod tests {
             assert_eq!(text.parse::<Authority>().unwrap().to_string(), text);
         }
         assert_eq!("WEB.shop.:80".parse::<Authority>().unwrap().to_string(), "web.shop:80");
+        assert_eq!(Authority::host("WEB.shop.", 80), "web.shop:80".parse());
+        for (name, port) in [("web.shop", 0), ("10.0.0.1", 80), ("fd00::1", 80), ("a..b", 80), ("", 80)] {
+            assert!(Authority::host(name, port).is_err(), "{name}");
+        }
     }
 
     #[test]
@@ -220,8 +314,39 @@ mod tests {
         }
         assert!(block("10.0.0.0", 0).contains(&at("n", "203.0.113.1")) && !block("10.0.0.0", 0).contains(&at("n", "::1")));
         assert_eq!(block("10.1.2.3", 8).to_string(), "n/10.0.0.0/8");
+        assert_eq!(block("::ffff:10.1.2.3", 104), block("10.0.0.0", 8));
+        assert_eq!(block("::ffff:10.1.2.3", 96), block("0.0.0.0", 0));
+        // What holds others as well stays what it is.
+        assert_eq!(block("::ffff:10.1.2.3", 95).to_string(), "n/::fffe:0:0/95");
+        assert!(NetworkBlock::new("n".into(), "::ffff:10.0.0.0".parse().unwrap(), 129).is_none());
         assert!(NetworkBlock::new("n".into(), "10.0.0.0".parse().unwrap(), 33).is_none());
         assert!(NetworkBlock::new("n".into(), "::".parse().unwrap(), 129).is_none());
+    }
+
+    #[test]
+    fn addresses_and_blocks_are_read_as_they_are_written() {
+        for text in ["/10.0.0.1", "n/10.0.0.1", "n/fd00::1", "a/b/10.0.0.1"] {
+            assert_eq!(text.parse::<NetworkAddress>().unwrap().to_string(), text);
+        }
+        assert_eq!("/::ffff:10.0.0.1".parse::<NetworkAddress>().unwrap().to_string(), "/10.0.0.1");
+        for text in ["/10.0.0.0/8", "n/fd00::/64", "n/0.0.0.0/0"] {
+            assert_eq!(text.parse::<NetworkBlock>().unwrap().to_string(), text);
+        }
+        for text in ["", "/", "10.0.0.1", "n/10.0.0.1/8", "n/x", "n/[fd00::1]"] {
+            let error = text.parse::<NetworkAddress>().unwrap_err();
+            assert_eq!(error.to_string(), format!("{text:?} is not NETWORK/ADDRESS"));
+        }
+        for text in [
+            "",
+            "/10.0.0.0",
+            "10.0.0.0/8",
+            "n/10.0.0.0/33",
+            "n/10.0.0.0/+8",
+            "n/10.0.0.0/",
+            "n/fd00::/129",
+        ] {
+            assert!(text.parse::<NetworkBlock>().is_err(), "{text}");
+        }
     }
 
     #[test]

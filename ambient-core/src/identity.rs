@@ -201,7 +201,7 @@ impl Identity {
         self.id.uri.clone()
     }
 
-    /// The same as a general SPIFFE ID.
+    /// The identity as a general SPIFFE ID.
     pub fn spiffe_id(&self) -> &SpiffeId {
         &self.id
     }

@@ -44,7 +44,7 @@ mod service;
 pub mod shards;
 mod workload;
 
-pub use address::{Authority, AuthorityError, Network, NetworkAddress, NetworkBlock};
+pub use address::{Authority, AuthorityError, Network, NetworkAddress, NetworkAddressError, NetworkBlock};
 pub use capture::{Capture, CaptureFault, InterfaceName, InterfaceNameError};
 pub use credential::{Credential, Credentials, PrivateKey, TrustBundles};
 pub use identity::{Identity, IdentityError, SpiffeId, SpiffeIdError, TrustDomain, TrustDomainError};

@@ -24,7 +24,7 @@ use workloads::Workloads;
 pub use circles::WaypointUser;
 pub use sharing::Sharing;
 
-/// One change of the mesh.
+/// One change of the mesh. It is exhaustive on purpose: whoever passes changes on must know each.
 #[derive(Clone, Debug)]
 pub enum Update {
     /// A workload is new or has changed; it replaces the one of the same UID.
@@ -227,7 +227,7 @@ impl Mesh {
         self.0.endpoints.get(service).map(|members| &members.all)
     }
 
-    /// The same, with what is known of all of them.
+    /// The endpoints of a service, with what is known of all of them.
     pub(crate) fn members(&self, service: &NamespacedHostname) -> Option<&Members> {
         self.0.endpoints.get(service)
     }
@@ -258,6 +258,7 @@ fn nearest<'a>(services: &'a Few<Service>, namespace: &str) -> Option<&'a Arc<Se
 
 impl Indexes {
     fn put_workload(&mut self, workload: Arc<Workload>) {
+        let workload = canonical(workload);
         let old = self.workloads.insert(workload.clone());
         if let Some(old) = &old {
             self.forget_names(old);
@@ -447,6 +448,16 @@ fn take<K: Clone + Eq + std::hash::Hash, V: few::Named>(index: &mut Shards<K, Fe
 
 fn name_of(workload: &Workload) -> NamespacedHostname {
     NamespacedHostname::new(&workload.namespace, &workload.hostname)
+}
+
+/// The same, with addresses as they are looked for and connected to.
+fn canonical(mut workload: Arc<Workload>) -> Arc<Workload> {
+    if workload.addresses.iter().any(|ip| *ip != ip.to_canonical()) {
+        for ip in &mut Arc::make_mut(&mut workload).addresses {
+            *ip = ip.to_canonical();
+        }
+    }
+    workload
 }
 
 fn indexed_addresses(workload: &Workload) -> impl Iterator<Item = NetworkAddress> {

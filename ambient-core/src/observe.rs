@@ -4,6 +4,7 @@ use std::{
     error::Error,
     fmt,
     net::SocketAddr,
+    sync::Arc,
     time::{Duration, SystemTime},
 };
 
@@ -11,6 +12,7 @@ use crate::{Identity, PodUid, SpiffeId};
 
 /// Who caused an error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum Origin {
     /// This process: a bound reached, a shutdown, a fault of ours.
     Local,
@@ -184,7 +186,41 @@ pub trait Observer: Send + Sync {
     fn observe(&self, event: &Event<'_>);
 }
 
+impl<T: Observer + ?Sized> Observer for Arc<T> {
+    fn observe(&self, event: &Event<'_>) {
+        (**self).observe(event);
+    }
+}
+
 /// Takes no note.
 impl Observer for () {
     fn observe(&self, _: &Event<'_>) {}
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+
+    #[derive(Default)]
+    struct Counted(AtomicUsize);
+
+    impl Observer for Counted {
+        fn observe(&self, _: &Event<'_>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    fn tell(observer: impl Observer) {
+        observer.observe(&Event::NamespacesSeen);
+    }
+
+    #[test]
+    fn an_observer_may_be_shared() {
+        let counted = Arc::new(Counted::default());
+        tell(counted.clone());
+        tell(counted.clone() as Arc<dyn Observer>);
+        assert_eq!(counted.0.load(Ordering::Relaxed), 2);
+    }
 }

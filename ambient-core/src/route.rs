@@ -32,7 +32,8 @@ pub struct Outbound<'a> {
     pub destination: SocketAddr,
 }
 
-/// What the plan may depend on besides the snapshot and the connection.
+/// What the plan may depend on besides the snapshot and the connection. More may come: what is not said is best taken from
+/// `..Hints::default()`.
 #[derive(Clone, Debug, Default)]
 pub struct Hints {
     /// A random number, for choices between equals. The same one with the same snapshot makes the same choices.
@@ -43,7 +44,7 @@ pub struct Hints {
     pub resolved: Option<(Lookup, Vec<IpAddr>)>,
 }
 
-/// The answer to [`outbound`].
+/// The answer to [`outbound`]. It is exhaustive on purpose: whoever connects must know each.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Route {
     /// Go this way.
@@ -58,7 +59,7 @@ pub enum Route {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Lookup(pub Arc<str>);
 
-/// A way for a connection.
+/// A way for a connection. It is exhaustive on purpose: whoever connects must know each.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Plan {
     /// Nobody of the mesh is there: connect to the address itself, in plaintext.
@@ -122,6 +123,7 @@ pub struct Inner {
 
 /// Why a connection goes nowhere.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum Refusal {
     /// The service has no endpoint that may be chosen.
     #[error("no healthy upstream: {0}")]

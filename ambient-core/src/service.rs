@@ -5,11 +5,15 @@ use std::{collections::BTreeMap, fmt, net::IpAddr, str::FromStr, sync::Arc};
 use crate::{Health, Identity, NetworkAddress, NetworkBlock, WorkloadUid};
 
 /// The name of a service: its namespace and its DNS name.
+///
+/// It is made by [`NamespacedHostname::new`] or [`from_shared`](NamespacedHostname::from_shared) alone, as what is looked up
+/// by it is found in lower case.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[non_exhaustive]
 pub struct NamespacedHostname {
     /// The Kubernetes namespace.
     pub namespace: Arc<str>,
-    /// The DNS name, such as `web.shop.svc.cluster.local`.
+    /// The DNS name in lower case, such as `web.shop.svc.cluster.local`.
     pub hostname: Arc<str>,
 }
 
@@ -20,6 +24,15 @@ impl NamespacedHostname {
             namespace: namespace.into(),
             hostname: hostname.to_ascii_lowercase().into(),
         }
+    }
+
+    /// A name from parts that are shared; the DNS name in lower case, the same text if it is so already.
+    pub fn from_shared(namespace: Arc<str>, hostname: Arc<str>) -> Self {
+        let hostname = match hostname.bytes().any(|b| b.is_ascii_uppercase()) {
+            true => hostname.to_ascii_lowercase().into(),
+            false => hostname,
+        };
+        Self { namespace, hostname }
     }
 }
 
@@ -39,7 +52,7 @@ impl FromStr for NamespacedHostname {
     }
 }
 
-/// A service of the mesh.
+/// A service of the mesh. More may be known of one some day: [`Service::new`] and `..` stand for what is not said.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Service {
     /// Its name.
@@ -282,7 +295,7 @@ pub enum IpFamilies {
     Ipv4Only,
     /// IPv6 only.
     Ipv6Only,
-    /// Either.
+    /// IPv4 and IPv6.
     Dual,
 }
 
@@ -305,4 +318,21 @@ pub enum Visibility {
     Public,
     /// Its own namespace.
     Namespace,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_the_same_however_they_are_made() {
+        let written = NamespacedHostname::new("shop", "Web.Shop");
+        assert_eq!(written, NamespacedHostname::from_shared("shop".into(), "WEB.shop".into()));
+        assert_eq!("shop/web.SHOP".parse(), Ok(written));
+        let shared: Arc<str> = "web.shop".into();
+        assert!(Arc::ptr_eq(
+            &NamespacedHostname::from_shared("shop".into(), shared.clone()).hostname,
+            &shared
+        ));
+    }
 }

@@ -54,7 +54,28 @@ text_key! {
     PolicyKey
 }
 
-/// A workload of the mesh.
+impl PolicyKey {
+    /// The name of a policy by its parts.
+    pub fn new(namespace: &str, name: &str) -> Self {
+        Self(format!("{namespace}/{name}").into())
+    }
+
+    /// The namespace; empty where none is named.
+    pub fn namespace(&self) -> &str {
+        self.parts().0
+    }
+
+    /// The name within the namespace.
+    pub fn name(&self) -> &str {
+        self.parts().1
+    }
+
+    fn parts(&self) -> (&str, &str) {
+        self.0.split_once('/').unwrap_or(("", &self.0))
+    }
+}
+
+/// A workload of the mesh. More may be known of one some day: [`Workload::new`] and `..` stand for what is not said.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Workload {
     /// Its name in the mesh.
@@ -65,7 +86,8 @@ pub struct Workload {
     pub namespace: Arc<str>,
     /// The pod's name.
     pub name: Arc<str>,
-    /// Every address of it, canonical; the first is the preferred one.
+    /// Every address of it; the first is the preferred one. In a [`Mesh`](crate::Mesh) they are canonical: an IPv4-mapped one
+    /// becomes the IPv4 address that it is.
     pub addresses: Vec<IpAddr>,
     /// The network of those addresses.
     pub network: Network,
@@ -169,8 +191,10 @@ impl Workload {
     }
 
     /// Whether an address is one of its own.
+    ///
+    /// An IPv4-mapped IPv6 address, as a socket that listens on both families tells it, is the IPv4 address that it is.
     pub fn has_address(&self, ip: IpAddr) -> bool {
-        self.addresses.contains(&ip.to_canonical())
+        self.addresses.iter().any(|own| own.to_canonical() == ip.to_canonical())
     }
 }
 
@@ -202,7 +226,7 @@ pub enum ApplicationProtocol {
     Proxy,
 }
 
-/// How a workload is reached.
+/// How a workload is reached. It is exhaustive on purpose: a way that somebody does not know must not be taken for plaintext.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum TunnelProtocol {
     /// In plaintext, as the application listens.
@@ -254,6 +278,27 @@ impl WorkloadKind {
             Self::CronJob => "cronjob",
             Self::Pod => "pod",
             Self::Job => "job",
+        }
+    }
+}
+
+impl fmt::Display for WorkloadKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_key_of_a_policy_has_a_namespace_and_a_name() {
+        let key = PolicyKey::new("shop", "a");
+        assert_eq!((key.as_str(), key.namespace(), key.name()), ("shop/a", "shop", "a"));
+        for (text, namespace, name) in [("a", "", "a"), ("/a", "", "a"), ("shop/a/b", "shop", "a/b")] {
+            let key = PolicyKey::from(text);
+            assert_eq!((key.namespace(), key.name()), (namespace, name), "{text}");
         }
     }
 }

@@ -31,8 +31,8 @@ pub struct Client<'a> {
     pub namespace: &'a str,
     /// Its network: addresses of others mean nothing to it.
     pub network: &'a Network,
-    /// The domains that its resolver tries behind a name, in lower case and without a dot at the end, besides those that
-    /// every pod has; as its `resolv.conf` says ([`Resolv::search`](crate::resolv::Resolv::search)).
+    /// The domains that its resolver tries behind a name, besides those that every pod has; case and a dot at the end do not
+    /// matter. They are what its `resolv.conf` says ([`Resolv::search`](crate::resolv::Resolv::search)).
     pub search: &'a [String],
 }
 
@@ -47,7 +47,8 @@ pub struct Zone {
 }
 
 impl Zone {
-    /// The zone of a cluster's domain, such as `cluster.local`; case and a dot at the end do not matter.
+    /// The zone of a cluster's domain, such as `cluster.local`; case and a dot at the end do not matter. A text that is no DNS
+    /// name is the domain of no name: all that is asked for below it is forwarded.
     pub fn new(cluster_domain: impl AsRef<str>) -> Self {
         let domain = cluster_domain.as_ref().trim_matches('.').to_ascii_lowercase();
         Self {

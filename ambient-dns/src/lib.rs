@@ -1,7 +1,8 @@
 //! The mesh's DNS: names of services are answered from a snapshot of the mesh, everything else is forwarded as it came.
 //!
 //! This crate makes no sockets, chooses no nameserver, caches nothing and answers nothing that it cannot answer exactly:
-//! sockets to serve on are given, sockets to nameservers come from a value that implements [`Upstream`], and whatever is not
+//! sockets to serve on are given, sockets to nameservers come from a value that implements [`Upstream`] (as [`Nameservers`]
+//! does for nameservers that are always the same), and whatever is not
 //! a plain question for the addresses of a name that is the mesh's goes upstream byte for byte: other types, classes and
 //! operations, signed queries, options that are not understood. The one entry is [`answer()`], a pure function from a
 //! snapshot and a query to an [`Answer`]; [`Server`] is the loop around it, and says what happens when nameservers fail.
@@ -35,6 +36,45 @@
 //! assert_eq!(answer(&mesh, &Zone::default(), &client, query, Transport::Udp, 0), Answer::Forward);
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
+//!
+//! A server for one client, as long as it is polled:
+//!
+//! ```
+//! use std::{hash::{BuildHasher as _, Hasher as _, RandomState}, sync::{Arc, RwLock}};
+//! use ambient_core::{mesh::Update, Mesh, NetworkAddress, Service};
+//! use ambient_dns::{Nameservers, Server, View, Views, Zone};
+//! use tokio::net::{TcpListener, UdpSocket};
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! // The mesh changes; each query is answered from what it is by then. Nothing is said while there is no view.
+//! let mesh = Arc::new(RwLock::new(Mesh::default()));
+//! let views: Views = Arc::new({
+//!     let mesh = mesh.clone();
+//!     move || Some(View::new(mesh.read().ok()?.clone()))
+//! });
+//! let draw = || RandomState::new().build_hasher().finish();
+//! let upstream = Nameservers::new(["10.96.0.10:53".parse()?], draw);
+//! let server = Server::builder(Zone::default(), "shop", views, Arc::new(upstream)).build();
+//!
+//! let udp = UdpSocket::bind("127.0.0.1:0").await?; // one address, at port 53 as a rule
+//! let tcp = TcpListener::bind("127.0.0.1:0").await?;
+//! let at = udp.local_addr()?;
+//! tokio::spawn(async move { tokio::join!(server.serve_udp(udp), server.serve_tcp(tcp)) });
+//!
+//! let mut web = Service::new("shop", "web.shop.svc.cluster.local");
+//! web.vips.push(NetworkAddress::local("10.96.0.7".parse()?));
+//! let next = Mesh::default().apply([Update::Service(Arc::new(web))]);
+//! *mesh.write().expect("no writer panics") = next;
+//!
+//! let client = UdpSocket::bind("127.0.0.1:0").await?;
+//! client.send_to(b"\0\x07\x01\0\0\x01\0\0\0\0\0\0\x03web\0\0\x01\0\x01", at).await?;
+//! let mut reply = [0; 512];
+//! let length = client.recv(&mut reply).await?;
+//! assert!(reply[..length].ends_with(&[10, 96, 0, 7]));
+//! # Ok(())
+//! # }
+//! ```
 #![forbid(unsafe_code)]
 
 use std::{future::Future, io, net::SocketAddr, pin::Pin, sync::Arc};
@@ -48,11 +88,13 @@ mod answer;
 mod exchange;
 mod forward;
 mod names;
+mod nameservers;
 mod server;
 mod stream;
 mod wire;
 
 pub use answer::{Answer, Client, Zone, answer};
+pub use nameservers::Nameservers;
 pub use server::{Budget, Builder, Limits, Server, View, Views};
 
 /// What a query came by, and an answer goes by.
@@ -98,7 +140,8 @@ pub trait Upstream: Send + Sync {
     /// Dropping the future must be harmless.
     fn for_datagram(&self, client: SocketAddr, at: SocketAddr) -> BoxFuture<'_, Arc<[SocketAddr]>>;
 
-    /// The same for a connection.
+    /// The nameservers for what comes on a client's connection, the first to be asked first: only the one that the client
+    /// called, where that is known.
     ///
     /// # Cancel safety
     /// Dropping the future must be harmless.

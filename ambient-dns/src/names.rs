@@ -51,7 +51,8 @@ pub(crate) fn candidates<T>(zone: &Zone, client: &Client<'_>, name: &str, mut ta
             return Some(found);
         }
     }
-    for domain in client.search.iter().filter(|domain| !own.contains(domain)) {
+    let is_own = |domain: &&String| own.iter().any(|own| own.eq_ignore_ascii_case(domain.trim_end_matches('.')));
+    for domain in client.search.iter().filter(|domain| !is_own(domain)) {
         // Without a dot it would be anybody's: `web.example.com` is not the `web` of this cluster.
         let written = before(name, domain).filter(|written| written.contains('.'));
         if let Some(found) = written.and_then(|written| take(written, Origin::Stripped)) {
@@ -74,10 +75,12 @@ pub(crate) fn wildcards<T>(name: &str, mut take: impl FnMut(&str) -> Option<T>) 
     })
 }
 
-/// What stands before a domain and its dot, if a name ends with these.
+/// What stands before a domain and its dot, if a name ends with these; the domain in any case, with a dot at its end or without.
 fn before<'a>(name: &'a str, domain: &str) -> Option<&'a str> {
-    let written = name.strip_suffix(domain)?.strip_suffix('.')?;
-    (!written.is_empty() && !domain.is_empty()).then_some(written)
+    let domain = domain.trim_end_matches('.');
+    let (before, end) = name.split_at_checked(name.len().checked_sub(domain.len())?)?;
+    let written = before.strip_suffix('.')?;
+    (end.eq_ignore_ascii_case(domain) && !written.is_empty() && !domain.is_empty()).then_some(written)
 }
 
 /// The whole names of which a name may be a short form as Kubernetes has them, each with the place of the domain that

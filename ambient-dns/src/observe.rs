@@ -69,6 +69,7 @@ pub enum Event {
 
 /// Who answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum Source {
     /// The mesh's state.
     Mesh,
@@ -91,6 +92,7 @@ impl Source {
 
 /// Why no nameserver has answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum Failure {
     /// None can be reached.
     Unreachable,
@@ -110,6 +112,7 @@ impl Failure {
 
 /// Why nothing is said to a client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum Dropped {
     /// It is no query.
     NoQuery,

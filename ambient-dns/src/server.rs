@@ -22,7 +22,8 @@ use crate::{
 #[cfg(test)]
 mod tests;
 
-/// The bounds of a [`Server`], over all its sockets together unless said.
+/// The bounds of a [`Server`], over all its sockets together unless said. More may come: what is not to be other than it is
+/// by default is best taken from there (`..Limits::default()`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// How many queries by UDP may wait for nameservers at a time; one more is dropped, as a full queue on the way would.
@@ -106,6 +107,17 @@ pub struct View {
     pub network: Network,
     /// The client's own search domains ([`Client::search`]).
     pub search: Arc<[String]>,
+}
+
+impl View {
+    /// What a client of the mesh's one network knows that has no search domains of its own.
+    pub fn new(mesh: Mesh) -> Self {
+        Self {
+            mesh,
+            network: Network::default(),
+            search: Arc::default(),
+        }
+    }
 }
 
 /// Gives the present [`View`], called for each query; `None` before the first whole state.
@@ -205,6 +217,9 @@ impl Server {
     }
 
     /// Serves datagrams until it is dropped; it never ends by itself.
+    ///
+    /// Bind the socket to one address: from one that is bound to all, answers go out from whichever the kernel chooses, and a
+    /// client takes only those of the address that it asked.
     ///
     /// # Cancel safety
     /// Dropping the future abandons what was being forwarded, and closes the socket unless somebody else holds it too.
@@ -327,11 +342,7 @@ impl Inner {
         if view.is_none() && might_be_ours(query) {
             return None;
         }
-        let view = view.unwrap_or_else(|| View {
-            mesh: Mesh::default(),
-            network: Network::default(),
-            search: Arc::default(),
-        });
+        let view = view.unwrap_or_else(|| View::new(Mesh::default()));
         let client = Client {
             namespace: &self.namespace,
             network: &view.network,

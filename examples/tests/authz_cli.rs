@@ -298,6 +298,32 @@ fn the_later_of_two_counts_and_says_so() {
     );
 }
 
+/// Files are no history: of what cannot be read there is no last good version in a file before.
+#[test]
+fn of_two_of_which_the_later_cannot_be_read_the_earlier_is_not_in_force() {
+    let policy = |rules: &str| {
+        format!(
+            "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {{ name: open, namespace: shop }}\nspec: {{ rules: {rules} }}\n"
+        )
+    };
+    for broken in ["[{ to: [{ operation: { ports: [x] } }] }]", "nonsense"] {
+        let files = Files::new(&[("a.yaml", &policy("[{}]")), ("b.yaml", &policy(broken))]);
+        let asked = [
+            "explain",
+            "--policies",
+            ".",
+            "--from",
+            "shop/cart",
+            "--to",
+            "shop/stock",
+            "--port",
+            "80",
+        ];
+        let told = authz(files.0.path(), &asked, "");
+        assert!(told.out.starts_with("DENIED"), "{broken}: {}{}", told.out, told.err);
+    }
+}
+
 fn explain(files: &Files, more: &[&str]) -> Ended {
     let arguments = [&["explain", "--policies", "shop.yaml"], more].concat();
     authz(files.0.path(), &arguments, "")

@@ -6,8 +6,8 @@ use ambient_core::PolicyKey;
 use ipnet::IpNet;
 
 use super::{
-    AuthorizationPolicy, AuthorizationRule, AuthorizationSpec, Condition, Fault, From, Operation, ReadError, Reading, Selector, Settings,
-    Source, To, Unknown, Warning, head, in_dry_run, join, key, labelled, unknown_around, unknown_fields, value, whole_scope,
+    AuthorizationPolicy, AuthorizationRule, AuthorizationSpec, Condition, Fault, Operation, ReadError, Reading, RuleFrom, RuleTo, Selector,
+    Settings, Source, Unknown, Warning, head, in_dry_run, join, key, labelled, unknown_around, unknown_fields, value, whole_scope,
 };
 use crate::{Action, Clause, Match, Policy, Rule, Scope, ServiceAccount, StringMatch};
 
@@ -214,7 +214,7 @@ impl Reader<'_> {
         items.map(|(i, item)| read(self, item, &format!("{path}[{i}]"))).collect()
     }
 
-    fn operation(&mut self, to: &To, path: &str) -> Result<Partial, Fault> {
+    fn operation(&mut self, to: &RuleTo, path: &str) -> Result<Partial, Fault> {
         let outer = self.known(&to.unknown, path);
         let path = &format!("{path}.operation");
         let Some(operation) = &to.operation else {
@@ -243,7 +243,7 @@ impl Reader<'_> {
         Ok((found, checked))
     }
 
-    fn source(&mut self, from: &From, path: &str) -> Result<Partial, Fault> {
+    fn source(&mut self, from: &RuleFrom, path: &str) -> Result<Partial, Fault> {
         let outer = self.known(&from.unknown, path);
         let path = &format!("{path}.source");
         let Some(source) = &from.source else {

@@ -253,13 +253,20 @@ impl Set {
         space.insert(at, object);
     }
 
-    /// Takes one out.
-    pub fn remove(&mut self, namespace: &str, name: &str) {
-        let Some(space) = self.objects.get_mut(namespace) else { return };
-        space.retain(|object| *object.name != *name);
-        if space.is_empty() {
-            self.objects.remove(namespace);
+    /// Takes one out; whether there was one of this name.
+    pub fn remove(&mut self, namespace: &str, name: &str) -> bool {
+        let was_there = self.contains(namespace, name);
+        if let Some(space) = self.objects.get_mut(namespace) {
+            space.retain(|object| *object.name != *name);
+            if space.is_empty() {
+                self.objects.remove(namespace);
+            }
         }
+        was_there
+    }
+
+    pub(super) fn contains(&self, namespace: &str, name: &str) -> bool {
+        self.of(namespace).iter().any(|object| *object.name == *name)
     }
 
     /// Whether there are none.

@@ -30,7 +30,7 @@ impl<'de> Deserialize<'de> for Unknown {
 }
 
 /// What every resource begins with, whatever else it holds.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Envelope {
     /// Group and version.
@@ -42,7 +42,7 @@ pub struct Envelope {
 }
 
 /// The part of a resource's metadata that is read.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Metadata {
     /// The name.
@@ -89,7 +89,7 @@ const OF_EVERY_RESOURCE: [&str; 11] = [
 ];
 
 /// An AuthorizationPolicy of `security.istio.io/v1` or `v1beta1`.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct AuthorizationPolicy {
     /// Group and version.
@@ -108,14 +108,14 @@ pub struct AuthorizationPolicy {
 }
 
 /// The `spec` of an AuthorizationPolicy.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct AuthorizationSpec {
     /// The workloads it applies to; absent, all of its namespace.
     pub selector: Option<Selector>,
     /// The gateway or service it is attached to: then it is not for L4.
     pub target_ref: Option<IgnoredAny>,
-    /// The same, several.
+    /// The gateways or services it is attached to: then it is not for L4.
     pub target_refs: Option<Vec<IgnoredAny>>,
     /// ALLOW (also when absent), DENY, AUDIT or CUSTOM.
     pub action: Option<String>,
@@ -128,14 +128,14 @@ pub struct AuthorizationSpec {
     pub unknown: Unknown,
 }
 
-/// One of an AuthorizationPolicy's `rules`.
-#[derive(Clone, Debug, Default, Deserialize)]
+/// A rule of an AuthorizationPolicy: one of its `rules`.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default)]
 pub struct AuthorizationRule {
     /// Any of these must match the peer; absent, every peer does.
-    pub from: Option<Vec<From>>,
+    pub from: Option<Vec<RuleFrom>>,
     /// Any of these must match what is asked for; absent, everything does.
-    pub to: Option<Vec<To>>,
+    pub to: Option<Vec<RuleTo>>,
     /// All of these must hold.
     pub when: Option<Vec<Condition>>,
     /// Fields that are not known.
@@ -143,10 +143,10 @@ pub struct AuthorizationRule {
     pub unknown: Unknown,
 }
 
-/// One of a rule's `from`.
-#[derive(Clone, Debug, Default, Deserialize)]
+/// A peer that a rule is for: one of its `from`.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default)]
-pub struct From {
+pub struct RuleFrom {
     /// The peer.
     pub source: Option<Source>,
     /// Fields that are not known.
@@ -154,10 +154,10 @@ pub struct From {
     pub unknown: Unknown,
 }
 
-/// One of a rule's `to`.
-#[derive(Clone, Debug, Default, Deserialize)]
+/// What a rule is for: one of its `to`.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default)]
-pub struct To {
+pub struct RuleTo {
     /// What is asked for.
     pub operation: Option<Operation>,
     /// Fields that are not known.
@@ -168,7 +168,7 @@ pub struct To {
 macro_rules! string_lists {
     ($(#[$doc:meta])* $name:ident { $($(#[$field_doc:meta])* $field:ident,)* }) => {
         $(#[$doc])*
-        #[derive(Clone, Debug, Default, Deserialize)]
+        #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
         #[serde(rename_all = "camelCase", default)]
         pub struct $name {
             $($(#[$field_doc])* pub $field: Option<Vec<String>>,)*
@@ -191,31 +191,31 @@ string_lists! {
     Source {
         /// Identities without `spiffe://`.
         principals,
-        /// The negative of it.
+        /// None of these may be: the negative of `principals`.
         not_principals,
         /// Identities of JSON web tokens: HTTP.
         request_principals,
-        /// The negative of it.
+        /// None of these may be: the negative of `requestPrincipals`.
         not_request_principals,
         /// Namespaces of identities.
         namespaces,
-        /// The negative of it.
+        /// None of these may be: the negative of `namespaces`.
         not_namespaces,
         /// `NAMESPACE/ACCOUNT`, or `ACCOUNT` of the policy's namespace.
         service_accounts,
-        /// The negative of it.
+        /// None of these may be: the negative of `serviceAccounts`.
         not_service_accounts,
         /// Trust domains of identities.
         trust_domains,
-        /// The negative of it.
+        /// None of these may be: the negative of `trustDomains`.
         not_trust_domains,
         /// Addresses or CIDR blocks that the connection comes from.
         ip_blocks,
-        /// The negative of it.
+        /// None of these may be: the negative of `ipBlocks`.
         not_ip_blocks,
         /// Addresses that a proxy before tells of in a header: HTTP.
         remote_ip_blocks,
-        /// The negative of it.
+        /// None of these may be: the negative of `remoteIpBlocks`.
         not_remote_ip_blocks,
     }
 }
@@ -225,25 +225,25 @@ string_lists! {
     Operation {
         /// Hosts: HTTP.
         hosts,
-        /// The negative of it.
+        /// None of these may be: the negative of `hosts`.
         not_hosts,
         /// Ports of the pod.
         ports,
-        /// The negative of it.
+        /// None of these may be: the negative of `ports`.
         not_ports,
         /// Methods: HTTP.
         methods,
-        /// The negative of it.
+        /// None of these may be: the negative of `methods`.
         not_methods,
         /// Paths: HTTP.
         paths,
-        /// The negative of it.
+        /// None of these may be: the negative of `paths`.
         not_paths,
     }
 }
 
-/// One of a rule's `when`.
-#[derive(Clone, Debug, Default, Deserialize)]
+/// What must hold beside that: one of a rule's `when`.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Condition {
     /// What is compared, such as `source.ip`.
@@ -258,7 +258,7 @@ pub struct Condition {
 }
 
 /// A PeerAuthentication of `security.istio.io/v1` or `v1beta1`.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct PeerAuthentication {
     /// Group and version.
@@ -277,7 +277,7 @@ pub struct PeerAuthentication {
 }
 
 /// The `spec` of a PeerAuthentication.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct PeerAuthenticationSpec {
     /// The workloads it applies to; absent, all of its namespace.
@@ -292,7 +292,7 @@ pub struct PeerAuthenticationSpec {
 }
 
 /// Whether peers must prove who they are.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default)]
 pub struct MutualTls {
     /// UNSET (also when absent), DISABLE, PERMISSIVE or STRICT.

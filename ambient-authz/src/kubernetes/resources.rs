@@ -1,50 +1,84 @@
 //! All resources of a mesh, and which of the policies that they become a workload lists.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, fmt, sync::Arc};
 
 use ambient_core::PolicyKey;
 
 use super::{
-    AuthorizationPolicy, Labels, PeerAuthentication, ReadError, Reading, Selector, Settings, Warning,
+    AuthorizationPolicy, Envelope, Labels, PeerAuthentication, ReadError, Reading, Selector, Settings, Warning,
     peer_authentication::{self, Set},
     read,
 };
 use crate::{Action, Policies, Scope, policy::Update};
+use versions::{Unread, Versions};
+
+mod versions;
 
 #[cfg(test)]
 mod tests;
 
-/// The AuthorizationPolicies and PeerAuthentications of a mesh, as they are now.
+/// The AuthorizationPolicies and PeerAuthentications of a mesh, as a list and a watch of them tell.
 ///
-/// It keeps no history: a resource that cannot be read takes the place of what stood under its name, and refuses all that
-/// it would apply to. Who wants the last good version to stay gives the updates of each state to
-/// [`Policies::apply`] in turn.
+/// A version that cannot be read leaves the last good one of its resource in force, where it was attached; where there is
+/// none, everything that it could apply to is refused until it is mended or removed.
+///
+/// Whoever watches gives each event to one of [`authorization`](Self::authorization),
+/// [`peer_authentication`](Self::peer_authentication), [`misshapen`](Self::misshapen),
+/// [`remove_authorization`](Self::remove_authorization) and
+/// [`remove_peer_authentication`](Self::remove_peer_authentication). After it two things are brought up to date, before
+/// anybody decides by either: the snapshot ([`updates_from`](Self::updates_from)), and what workloads list
+/// ([`attached`](Self::attached)), as a policy with a selector counts for those alone that list it.
 ///
 /// ```
 /// use ambient_authz::{decide, kubernetes::{AuthorizationPolicy, Labels, Resources, Settings}, Conn, Peer};
 /// use ambient_core::Workload;
 ///
-/// let closed: AuthorizationPolicy = serde_json::from_str(
-///     r#"{ "apiVersion": "security.istio.io/v1", "kind": "AuthorizationPolicy",
-///          "metadata": { "name": "closed", "namespace": "shop" },
-///          "spec": { "selector": { "matchLabels": { "app": "stock" } } } }"#,
-/// )?;
-/// let mut resources = Resources::new(Settings::default());
-/// assert_eq!(resources.authorization(&closed)?, []);
-///
+/// let labels = Labels::from([("app".into(), "stock".into())]);
 /// let mut stock = Workload::new("cluster//Pod/shop/stock-0", "shop", "stock-0");
-/// stock.policies = resources.attached("shop", &Labels::from([("app".into(), "stock".into())]));
 /// let nobody = Peer::plaintext();
 /// let conn = Conn { peer: &nobody, source: "10.0.1.2".parse()?, destination: "10.0.2.2:8080".parse()? };
-/// assert!(!decide(&resources.policies(), &stock, &conn).is_allow());
+///
+/// let mut resources = Resources::new(Settings::default());
+/// let mut policies = resources.policies();
+/// for (rules, may_pass) in [
+///     (Some(r#"[{}]"#), false),                                            // added
+///     (Some(r#""nonsense""#), false),                                      // changed, and broken
+///     (Some(r#"[{"to": [{"operation": {"ports": ["9090"]}}]}]"#), true),   // changed
+///     (None, true),                                                        // deleted
+/// ] {
+///     match rules {
+///         Some(rules) => {
+///             let text = format!(
+///                 r#"{{ "apiVersion": "security.istio.io/v1", "kind": "AuthorizationPolicy",
+///                      "metadata": {{ "name": "closed", "namespace": "shop" }},
+///                      "spec": {{ "selector": {{ "matchLabels": {{ "app": "stock" }} }},
+///                                "action": "DENY", "rules": {rules} }} }}"#
+///             );
+///             let told = match serde_json::from_str::<AuthorizationPolicy>(&text) {
+///                 Ok(resource) => resources.authorization(&resource),
+///                 Err(why) => resources.misshapen(&serde_json::from_str(&text)?, "spec", &why),
+///             };
+///             match told {
+///                 Ok(warnings) => warnings.iter().for_each(|warning| println!("shop/closed: {warning}")),
+///                 Err(error) => println!("{}: {error}", error.key),
+///             }
+///         }
+///         None => assert!(resources.remove_authorization("shop", "closed")),
+///     }
+///     policies = policies.apply(resources.updates_from(&policies));
+///     stock.policies = resources.attached("shop", &labels);
+///     assert_eq!(decide(&policies, &stock, &conn).is_allow(), may_pass);
+/// }
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Clone, Debug)]
 pub struct Resources {
     settings: Settings,
-    authorizations: ByName<Result<Reading, ReadError>>,
+    authorizations: ByName<Versions>,
+    /// Those of which a version is in force.
     peers: Set,
-    unread_peers: ByName<ReadError>,
+    /// Those whose present version cannot be read.
+    unread_peers: ByName<Unread>,
 }
 
 /// A resource that selects workloads by their labels.
@@ -100,68 +134,122 @@ impl Resources {
         &self.settings
     }
 
-    /// Reads one and puts it in; it takes the place of one of the same name. What it returns is to be told.
+    /// Reads an AuthorizationPolicy and puts it in, in the place of the one of its name. What it returns is to be told.
+    ///
+    /// One that is for another [revision](Settings::concerns) is no more there than if it had been removed.
     ///
     /// # Errors
-    /// As [`read`] says; the resource is in, and refuses all that it would apply to.
+    /// As [`read`] says. The last good version of it stays in force, where it was attached; where there is none, all that this
+    /// one would apply to is refused.
     pub fn authorization(&mut self, resource: &AuthorizationPolicy) -> Result<Vec<Warning>, ReadError> {
+        let (namespace, name) = (resource.metadata.namespace(), resource.metadata.name.as_str());
+        if !self.settings.concerns(&resource.metadata) {
+            self.remove_authorization(&namespace, name);
+            return Ok(vec![self.settings.other_revision()]);
+        }
         let read = read(resource, &self.settings);
         let told = read.as_ref().map(|reading| reading.warnings.clone()).map_err(ReadError::clone);
-        let space = self.authorizations.entry(resource.metadata.namespace()).or_default();
-        space.insert(resource.metadata.name.as_str().into(), read);
+        self.put_authorization(namespace, name, read);
         told
     }
 
-    /// Reads one and puts it in; it takes the place of one of the same name. What it returns is to be told.
+    /// Reads a PeerAuthentication and puts it in, in the place of the one of its name. What it returns is to be told.
+    ///
+    /// One that is for another [revision](Settings::concerns) is no more there than if it had been removed.
     ///
     /// # Errors
-    /// As [`peer_authentication::read`] says; the resource is in, and refuses all that it would apply to.
+    /// As [`peer_authentication::read`] says. The last good version of it stays in force; where there is none, all that this
+    /// one would apply to is refused.
     pub fn peer_authentication(&mut self, resource: &PeerAuthentication) -> Result<Vec<Warning>, ReadError> {
         let (namespace, name) = (resource.metadata.namespace(), resource.metadata.name.as_str());
         if !self.settings.concerns(&resource.metadata) {
-            self.unread_peers.get_mut(&namespace).and_then(|space| space.remove(name));
-            self.peers.remove(&namespace, name);
+            self.remove_peer_authentication(&namespace, name);
             return Ok(vec![self.settings.other_revision()]);
         }
         match peer_authentication::read(resource, &self.settings) {
             Ok(reading) => {
-                self.unread_peers.get_mut(&namespace).and_then(|space| space.remove(name));
+                take(&mut self.unread_peers, &namespace, name);
                 self.peers.insert(reading.object);
                 Ok(reading.warnings)
             }
             Err(error) => {
-                self.peers.remove(&namespace, name);
-                self.unread_peers.entry(namespace).or_default().insert(name.into(), error.clone());
+                self.unread_peer(name, error.clone());
                 Err(error)
             }
         }
     }
 
-    /// Puts in what is no such resource at all ([`ReadError::of_shape`]) under the name that it bears, so that it refuses
-    /// what it could apply to.
-    pub fn misshapen(&mut self, kind: &str, name: &str, error: ReadError) {
-        let namespace = error.namespace.clone();
-        if kind == "PeerAuthentication" {
-            self.peers.remove(&namespace, name);
-            self.unread_peers.entry(namespace).or_default().insert(name.into(), error);
-        } else {
-            self.authorizations.entry(namespace).or_default().insert(name.into(), Err(error));
+    /// Puts in what has a resource's [`Envelope`] and no more of its shape, in the place of the one of its name: why, and where
+    /// in it, are what its deserializer says (`spec`, where it does not say where). Whatever is no PeerAuthentication is taken
+    /// for an AuthorizationPolicy.
+    ///
+    /// One that is for another [revision](Settings::concerns) is no more there than if it had been removed.
+    ///
+    /// # Errors
+    /// Always, unless it is for another revision: [`ReadError::of_shape`]. The last good version of it stays in force, where it
+    /// was attached; where there is none, all that this one could apply to is refused.
+    pub fn misshapen(&mut self, envelope: &Envelope, path: &str, why: &dyn fmt::Display) -> Result<Vec<Warning>, ReadError> {
+        let (namespace, name) = (envelope.metadata.namespace(), envelope.metadata.name.as_str());
+        let is_peer = envelope.kind == "PeerAuthentication";
+        if !self.settings.concerns(&envelope.metadata) {
+            match is_peer {
+                true => self.remove_peer_authentication(&namespace, name),
+                false => self.remove_authorization(&namespace, name),
+            };
+            return Ok(vec![self.settings.other_revision()]);
         }
+        let mut error = ReadError::of_shape(envelope, why, &self.settings);
+        error.path = path.into();
+        match is_peer {
+            true => self.unread_peer(name, error.clone()),
+            false => self.put_authorization(namespace, name, Err(error.clone())),
+        }
+        Err(error)
     }
 
-    /// Every policy that they become, readable or not.
+    /// Takes an AuthorizationPolicy out, readable or not; whether there was one of this name.
+    pub fn remove_authorization(&mut self, namespace: &str, name: &str) -> bool {
+        take(&mut self.authorizations, namespace, name).is_some()
+    }
+
+    /// Takes a PeerAuthentication out, readable or not; whether there was one of this name.
+    pub fn remove_peer_authentication(&mut self, namespace: &str, name: &str) -> bool {
+        let was_unread = take(&mut self.unread_peers, namespace, name).is_some();
+        self.peers.remove(namespace, name) || was_unread
+    }
+
+    fn put_authorization(&mut self, namespace: Arc<str>, name: &str, read: Result<Reading, ReadError>) {
+        let before = take(&mut self.authorizations, &namespace, name);
+        let space = self.authorizations.entry(namespace).or_default();
+        space.insert(name.into(), Versions::after(before, read));
+    }
+
+    fn unread_peer(&mut self, name: &str, error: ReadError) {
+        let unread = Unread {
+            kept: self.peers.contains(&error.namespace, name),
+            error,
+        };
+        let space = self.unread_peers.entry(unread.error.namespace.clone()).or_default();
+        space.insert(name.into(), unread);
+    }
+
+    /// Every policy that they become, readable or not, for a snapshot that holds none yet. To bring one up to date that holds
+    /// some, there is [`Resources::updates_from`]: these remove nothing.
     pub fn updates(&self) -> Vec<Update> {
         let authorizations = self.authorizations.values().flat_map(BTreeMap::values);
-        let authorizations = authorizations.filter_map(|read| match read {
-            Ok(reading) => reading.policy.clone().map(|policy| Update::Set(policy.into())),
-            Err(error) => Some(Update::Unreadable(error.unreadable().into())),
-        });
         let peers = peer_authentication::policies(&self.peers)
             .into_iter()
             .map(|p| Update::Set(p.into()));
-        let unread = self.unread_peers.values().flat_map(BTreeMap::values);
-        let unread = unread.map(|error| Update::Unreadable(error.unreadable().into()));
-        authorizations.chain(peers).chain(unread).collect()
+        let unread = self.unread_peers.values().flat_map(BTreeMap::values).map(Unread::update);
+        authorizations.flat_map(Versions::updates).chain(peers).chain(unread).collect()
+    }
+
+    /// What leads from a snapshot to the one with exactly these: what is new or has changed, and a removal for each policy that
+    /// it knows and that is none of these, wherever it came from. To be applied in one go; none where nothing differs.
+    ///
+    /// It looks at every policy of both.
+    pub fn updates_from(&self, before: &Policies) -> Vec<Update> {
+        before.steps_to(self.updates())
     }
 
     /// The snapshot with exactly these, in the mode of the settings.
@@ -173,28 +261,19 @@ impl Resources {
         empty.apply(self.updates())
     }
 
-    /// The keys that a workload of a namespace with these labels lists.
+    /// The keys that a workload of a namespace with these labels lists; of a resource that cannot be read as its last good
+    /// version has it.
     pub fn attached(&self, namespace: &str, labels: &Labels) -> Vec<PolicyKey> {
-        let authorizations = self.in_reach(&self.authorizations, namespace).filter_map(|read| match read {
-            Ok(reading) => Some((&reading.policy.as_ref()?.key, reading.selector.as_ref()?)),
-            Err(error) => Some((&error.key, error.selector.as_ref()?)),
-        });
-        let unread = self.in_reach(&self.unread_peers, namespace);
+        let authorizations = self.in_reach(&self.authorizations, namespace).filter_map(Versions::attached);
+        let unread = self.in_reach(&self.unread_peers, namespace).filter_map(Unread::refusing);
         attached(authorizations, unread, &self.peers, namespace, labels)
     }
 
     /// The keys that a workload of a namespace lists that no label selects.
     pub fn attached_unselected(&self, namespace: &str) -> Vec<PolicyKey> {
-        let everybodys = |selector: &&Selector| selector.labels().is_empty();
-        let authorizations = self.in_reach(&self.authorizations, namespace).filter_map(|read| match read {
-            Ok(reading) => reading
-                .selector
-                .as_ref()
-                .filter(everybodys)
-                .and_then(|_| Some(&reading.policy.as_ref()?.key)),
-            Err(error) => error.selector.as_ref().filter(everybodys).map(|_| &error.key),
-        });
-        let mut keys: Vec<PolicyKey> = authorizations.cloned().collect();
+        let authorizations = self.in_reach(&self.authorizations, namespace).filter_map(Versions::attached);
+        let everybodys = authorizations.filter(|(_, selector)| selector.labels().is_empty());
+        let mut keys: Vec<PolicyKey> = everybodys.map(|(key, _)| key.clone()).collect();
         keys.sort();
         keys.extend(peer_authentication::keys(&self.peers, namespace, &Labels::new()));
         keys
@@ -204,26 +283,13 @@ impl Resources {
     /// those of the root namespace last. For whoever does not know a workload's labels: [`Resources::attached`] without
     /// labels leaves these out.
     pub fn selecting(&self, namespace: &str) -> Vec<Selecting<'_>> {
-        let authorizations = self.in_reach(&self.authorizations, namespace).filter_map(|read| match read {
-            Ok(reading) => {
-                let policy = reading.policy.as_ref()?;
-                let kind = SelectingKind::Policy {
-                    action: policy.action,
-                    dry_run: policy.dry_run,
-                };
-                Some(Selecting::new(kind, policy.key.clone(), reading.selector.as_ref()?))
-            }
-            Err(error) => Some(Selecting::new(
-                SelectingKind::Unreadable,
-                error.key.clone(),
-                error.selector.as_ref()?,
-            )),
-        });
+        let authorizations = self.in_reach(&self.authorizations, namespace).filter_map(Versions::selecting);
         let peers = self.peers.selecting(namespace).filter_map(|object| {
             let key = peer_authentication::unreadable_key(object.namespace(), object.name());
             Some(Selecting::new(SelectingKind::PeerAuthentication, key, object.selector()?))
         });
-        let unread = self.in_reach(&self.unread_peers, namespace).filter_map(|error| {
+        let unread = self.in_reach(&self.unread_peers, namespace).filter_map(|unread| {
+            let error = unread.refusing()?;
             let selector = error.selector.as_ref().filter(|_| error.scope == Scope::Selector)?;
             Some(Selecting::new(SelectingKind::Unreadable, error.key.clone(), selector))
         });
@@ -234,13 +300,13 @@ impl Resources {
     /// Where a rule of a policy stands in its resource's `spec.rules`, as [`Reading::rules`] tells; the same number for a
     /// policy that comes from elsewhere.
     pub fn written_rule(&self, policy: &PolicyKey, rule: usize) -> usize {
-        let (namespace, name) = policy.as_str().split_once('/').unwrap_or_default();
-        let read = self.authorizations.get(namespace).and_then(|space| space.get(name));
-        let written = read.and_then(|read| read.as_ref().ok()?.rules.get(rule).copied());
+        let space = self.authorizations.get(policy.namespace());
+        let versions = space.and_then(|space| space.get(policy.name()));
+        let written = versions.and_then(|versions| versions.good()?.rules.get(rule).copied());
         written.unwrap_or(rule)
     }
 
-    /// The PeerAuthentications that were read.
+    /// The PeerAuthentications that are in force.
     pub fn peer_authentications(&self) -> &Set {
         &self.peers
     }
@@ -252,6 +318,16 @@ impl Resources {
         let root = all.get(root).filter(|_| *namespace != *root);
         own.into_iter().chain(root).flat_map(BTreeMap::values)
     }
+}
+
+/// Takes one out, and its namespace with the last.
+fn take<T>(all: &mut ByName<T>, namespace: &str, name: &str) -> Option<T> {
+    let space = all.get_mut(namespace)?;
+    let taken = space.remove(name);
+    if space.is_empty() {
+        all.remove(namespace);
+    }
+    taken
 }
 
 /// The keys that a workload with these labels lists: those of AuthorizationPolicies, in order, then those of

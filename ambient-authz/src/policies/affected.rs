@@ -41,7 +41,8 @@ impl Affected {
         *self == Self::default()
     }
 
-    /// Whether a decision on a connection to a workload can be another than it was.
+    /// Whether a decision on a connection to a workload can be another than it was, while it lists what it listed before: whoever
+    /// changes that too decides its connections again without asking.
     pub fn concerns(&self, workload: &Workload) -> bool {
         self.mesh
             || self.namespaces.contains(&workload.namespace)

@@ -215,14 +215,11 @@ impl Objects {
             }
         }
         for (namespace, host) in moved {
-            self.stale.services.insert(NamespacedHostname { namespace, hostname: host });
+            self.stale.services.insert(NamespacedHostname::from_shared(namespace, host));
         }
         self.stale.sources.insert(key.clone());
         for host in old_hosts.union(&new_hosts) {
-            self.touch_host(&NamespacedHostname {
-                namespace: key.namespace.clone(),
-                hostname: host.clone(),
-            });
+            self.touch_host(&NamespacedHostname::from_shared(key.namespace.clone(), host.clone()));
         }
         self.forget_if_empty(&key.namespace);
     }
@@ -236,10 +233,8 @@ impl Objects {
             .extend(gateways.map(|(namespace, gateway)| ObjectKey::new(Kind::Gateway, namespace, gateway)));
         // Which of all is what the name means hangs on each of them.
         for namespace in self.hosts.get(&name.hostname).into_iter().flatten() {
-            self.stale.services.insert(NamespacedHostname {
-                namespace: namespace.clone(),
-                hostname: name.hostname.clone(),
-            });
+            let name = NamespacedHostname::from_shared(namespace.clone(), name.hostname.clone());
+            self.stale.services.insert(name);
         }
         let Some(space) = self.spaces.get(&name.namespace) else { return };
         for entry in space.hosts.get(&name.hostname).into_iter().flatten() {
@@ -349,10 +344,10 @@ fn touch_space(stale: &mut super::Stale, name: &Arc<str>, space: &Space, domain:
     let sliced = space.services.keys().flat_map(|service| space.sliced(service));
     stale.sources.extend(sliced.map(pod_key));
     let services = space.services.keys().map(|service| host_of(service, name, domain));
-    let hosts = space.hosts.keys().map(|host| NamespacedHostname {
-        namespace: name.clone(),
-        hostname: host.clone(),
-    });
+    let hosts = space
+        .hosts
+        .keys()
+        .map(|host| NamespacedHostname::from_shared(name.clone(), host.clone()));
     stale.services.extend(services.chain(hosts));
 }
 

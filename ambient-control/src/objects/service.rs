@@ -155,10 +155,7 @@ impl Objects {
     /// Whether a host of a ServiceEntry is what that name means everywhere: no Service of Kubernetes has it, nor an older one.
     fn is_canonical(&self, name: &NamespacedHostname, object: &ServiceEntry) -> bool {
         let namespaces = self.hosts.get(&name.hostname).into_iter().flatten();
-        let mut others = namespaces.map(|namespace| NamespacedHostname {
-            namespace: namespace.clone(),
-            hostname: name.hostname.clone(),
-        });
+        let mut others = namespaces.map(|namespace| NamespacedHostname::from_shared(namespace.clone(), name.hostname.clone()));
         let first = others.all(|other| match self.holder(&other) {
             Some(Holder::Entry(other)) => age(object) <= age(other),
             _ => false,

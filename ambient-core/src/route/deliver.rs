@@ -72,7 +72,7 @@ pub fn inbound(mesh: &Mesh, request: &Inbound<'_>) -> Result<Delivery, Refusal> 
                 }
             }
         }
-        Authority::Host(name, port) => {
+        Authority::Host { name, port } => {
             let unknown = || Refusal::UnknownHost(name.clone());
             let service = serving(mesh, pod, name).ok_or_else(unknown)?;
             let port = port_at(mesh, pod, service, *port)?;
@@ -140,7 +140,7 @@ fn hand_over(pod: &Workload, tunnel: &ApplicationTunnel, named: &Authority, deli
     delivery.told = Some(match named {
         Authority::Address(named) => SocketAddr::new(named.ip().to_canonical(), named.port()),
         // The header has no place for a name that is read everywhere: an address of the service stands for it.
-        Authority::Host(name, port) => {
+        Authority::Host { name, port } => {
             let none = || match &delivery.service {
                 Some(service) => Refusal::NoAddress(service.name.clone()),
                 None => Refusal::NoAddress(NamespacedHostname::new(&pod.namespace, name)),

@@ -109,7 +109,10 @@ impl Way<'_> {
         }
         Ok(Plan::Tunnel(Tunnel {
             peer: self.at(&found)?,
-            authority: Authority::Host(service.name.hostname.clone(), self.to.port()),
+            authority: Authority::Host {
+                name: service.name.hostname.clone(),
+                port: self.to.port(),
+            },
             accepted: found.accepted()?,
             destination: found.workload.clone(),
             service: Some(service.clone()),

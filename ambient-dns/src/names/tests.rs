@@ -60,6 +60,12 @@ fn a_search_domain_of_ones_own_hides_whole_names_only() {
         seen.map(|(name, _)| name).collect()
     };
     assert_eq!(stripped("api.example.com.corp", &["corp"]), ["api.example.com"]);
+    assert_eq!(
+        stripped("api.example.com.corp", &["Corp."]),
+        ["api.example.com"],
+        "however it is written"
+    );
+    assert_eq!(stripped("a.b.dom", &["DOM."]), ["a.b"]);
     assert_eq!(stripped("web.corp", &["corp"]), [""; 0]);
     assert_eq!(stripped("corp", &["corp"]), [""; 0]);
     assert_eq!(stripped("xcorp", &["corp", ""]), [""; 0]);

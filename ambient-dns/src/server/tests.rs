@@ -1,6 +1,7 @@
 //! The server between a client and nameservers, over loopback.
 
 mod datagrams;
+mod fixed;
 mod lines;
 mod nameserver;
 mod streams;
@@ -139,11 +140,7 @@ impl Setup<'_> {
     async fn start(self) -> Bench {
         let mut web = Service::new("shop", "web.shop.svc.cluster.local");
         web.vips.push(NetworkAddress::local("10.96.0.7".parse().unwrap()));
-        let view = self.known.then(|| View {
-            mesh: Mesh::default().apply([Update::Service(web.into())]),
-            network: Network::default(),
-            search: Arc::default(),
-        });
+        let view = self.known.then(|| View::new(Mesh::default().apply([Update::Service(web.into())])));
         let told = Arc::new(Told::default());
         let way = Way {
             servers: self.servers.into(),

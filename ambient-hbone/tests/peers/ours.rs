@@ -130,7 +130,7 @@ async fn serve(server: Server, socket: TcpStream, seen: Arc<Mutex<Seen>>) {
     while let Some(request) = session.next().await {
         let (host, port) = match request.authority() {
             Authority::Address(address) => (address.ip().to_string(), address.port()),
-            Authority::Host(host, port) => (host.to_string(), *port),
+            Authority::Host { name: host, port, .. } => (host.to_string(), *port),
         };
         if host == "refuse.test" {
             request.refuse(StatusCode::from_u16(port).unwrap());

@@ -353,6 +353,11 @@ impl Files {
         };
         if let Some(before) = before {
             warn("", format!("it stands in {before} as well; this one counts"));
+            // Files are no history: what cannot be read has no last good version in another file.
+            match kind {
+                "PeerAuthentication" => self.resources.remove_peer_authentication(&namespace, &name),
+                _ => self.resources.remove_authorization(&namespace, &name),
+            };
         }
         if !is_name(&name) {
             let text = "no API server takes this name, and a node refuses the file that it stands in";
@@ -389,15 +394,9 @@ impl Files {
                 let Ok(envelope) = node.read::<Envelope>() else {
                     return self.wrong(file, shape);
                 };
-                let settings = self.resources.settings();
-                if settings.concerns(&envelope.metadata) {
-                    let mut error = ReadError::of_shape(&envelope, &shape.why, settings);
-                    error.path = shape.path.into();
-                    let told = unread(&error);
-                    self.resources.misshapen(kind, &name, error);
-                    vec![told]
-                } else {
-                    vec![warning(settings.other_revision())]
+                match self.resources.misshapen(&envelope, &shape.path, &shape.why) {
+                    Ok(warnings) => warnings.into_iter().map(warning).collect(),
+                    Err(error) => vec![unread(&error)],
                 }
             }
         };

@@ -101,8 +101,7 @@ fn what_cannot_be_read_refuses_those_whom_it_selects() {
         "kind": "AuthorizationPolicy", "metadata": { "name": "shapeless", "namespace": "ops" },
     }))
     .unwrap();
-    let error = ReadError::of_shape(&envelope, &"it is none", resources.settings());
-    resources.misshapen("AuthorizationPolicy", "shapeless", error);
+    resources.misshapen(&envelope, "spec", &"it is none").unwrap_err();
     assert!(unreadable(ask(&resources, "ops", &Labels::new())));
 }
 
@@ -137,8 +136,7 @@ fn what_cannot_be_read_in_dry_run_refuses_nobody() {
     }))
     .unwrap();
     let mut resources = Resources::new(Settings::default());
-    let error = ReadError::of_shape(&envelope, &"it is none", resources.settings());
-    resources.misshapen("AuthorizationPolicy", "shapeless", error);
+    resources.misshapen(&envelope, "spec", &"it is none").unwrap_err();
     assert!(ask(&resources, "ops", &Labels::new()).is_allow());
 }
 

@@ -54,6 +54,23 @@ fn a_connect_reaches_only_the_pod_that_accepted_it() {
     assert_eq!(delivery.service.as_deref(), Some(&web));
 }
 
+/// As sockets that listen on both families tell addresses.
+#[test]
+fn an_ipv4_mapped_address_is_the_ipv4_address_that_it_is() {
+    let server = captured("server", &["::ffff:10.0.0.2"]);
+    let mesh = mesh(&[&server], &[]);
+    for pod in [&server, mesh.workload(&server.uid).unwrap()] {
+        assert!(pod.has_address("10.0.0.2".parse().unwrap()) && pod.has_address("::ffff:10.0.0.2".parse().unwrap()));
+        for authority in ["10.0.0.2:8080", "[::ffff:10.0.0.2]:8080"] {
+            assert_eq!(to(&mesh, pod, authority).as_deref(), Ok("10.0.0.2:8080"));
+        }
+    }
+    assert_eq!(
+        mesh.workload(&server.uid).unwrap().addresses,
+        ["10.0.0.2".parse::<IpAddr>().unwrap()]
+    );
+}
+
 #[test]
 fn a_pod_on_its_nodes_address_receives_nothing() {
     let host = Workload {
