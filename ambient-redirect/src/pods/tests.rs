@@ -93,6 +93,15 @@ impl Node {
         }
     }
 
+    /// With one pod, which is in.
+    fn with_one_in() -> Self {
+        let mut node = Self::new(&[]);
+        node.see(&[(1, 0)]);
+        node.want(&[0]);
+        node.settle();
+        node
+    }
+
     /// An earlier process has announced these, and nothing else of them is left.
     fn announced(&mut self, which: &[usize]) {
         let lost = which.iter().map(|uid| (PodUid::from(POOL[*uid].0), id(NOWHERE)));
@@ -219,6 +228,20 @@ impl Node {
             }
         }
         self.pods.handle_done(self.now, SystemTime::UNIX_EPOCH, n, action.step, done);
+        self.poll();
+    }
+
+    /// A second later the kernel tells of a change in a namespace.
+    fn changes(&mut self, n: u64) {
+        self.now += Duration::from_secs(1);
+        self.pods.handle_changed(id(n));
+        self.poll();
+    }
+
+    /// A step of the first ends so, whatever the world is like; nothing else is under way.
+    fn done(&mut self, step: Step, done: Done) {
+        self.world.under_way.clear();
+        self.pods.handle_done(self.now, SystemTime::UNIX_EPOCH, id(1), step, done);
         self.poll();
     }
 
@@ -371,10 +394,8 @@ fn a_pod_joins_is_mended_and_leaves() {
     assert_eq!(steps, [Step::Listen, Step::Enforce, Step::Prove, Step::Announce]);
     assert!(matches!(node.state("a"), Some(State::In { .. })));
 
-    node.now += Duration::from_secs(1);
     node.world.rules.clear();
-    node.pods.handle_changed(id(1));
-    node.poll();
+    node.changes(1);
     node.settle();
     let repaired = |notice: &Notice| matches!(notice, Notice::Repaired(pod, repair) if **pod == spec(0) && repair.what == "broken");
     assert!(node.told.iter().any(repaired));
@@ -396,10 +417,7 @@ fn a_pod_joins_is_mended_and_leaves() {
 
 #[test]
 fn a_proof_made_anew_changes_nothing_else() {
-    let mut node = Node::new(&[]);
-    node.see(&[(1, 0)]);
-    node.want(&[0]);
-    node.settle();
+    let mut node = Node::with_one_in();
     assert!(node.pods.changed() && node.pods.proven(), "it has joined");
     assert!(!node.pods.changed() && !node.pods.proven(), "asked once");
     let before = node.pods.states();
@@ -423,10 +441,7 @@ fn a_proof_made_anew_changes_nothing_else() {
 
 #[test]
 fn what_is_open_is_waited_for_then_cut_and_only_then_is_anything_taken_away() {
-    let mut node = Node::new(&[]);
-    node.see(&[(1, 0)]);
-    node.want(&[0]);
-    node.settle();
+    let mut node = Node::with_one_in();
     node.want(&[]);
     node.end(0, true);
     assert_eq!(node.steps(), [Step::Release]);
@@ -475,14 +490,9 @@ fn a_pod_that_is_wanted_again_while_it_drains_stays() {
 
 #[test]
 fn what_cannot_be_mended_is_refused_and_what_stands_is_held_while_the_proxy_is_away() {
-    let mut node = Node::new(&[]);
-    node.see(&[(1, 0)]);
-    node.want(&[0]);
-    node.settle();
-    node.now += Duration::from_secs(1);
+    let mut node = Node::with_one_in();
     node.world.rules.clear();
-    node.pods.handle_changed(id(1));
-    node.poll();
+    node.changes(1);
     node.end(0, true); // it differs
     assert_eq!(node.steps(), [Step::Enforce]);
     node.end(0, false);
@@ -527,9 +537,7 @@ fn by_choice_what_cannot_be_mended_goes_around() {
     node.see(&[(1, 0)]);
     node.want(&[0]);
     node.settle();
-    node.now += Duration::from_secs(1);
-    node.pods.handle_changed(id(1));
-    node.poll();
+    node.changes(1);
     for _ in 0..20 {
         let steps = node.steps();
         assert_ne!(steps, [Step::Close]);
@@ -547,26 +555,16 @@ fn by_choice_what_cannot_be_mended_goes_around() {
 
 #[test]
 fn a_repair_says_what_was_put_back() {
-    let mut node = Node::new(&[]);
-    node.see(&[(1, 0)]);
-    node.want(&[0]);
-    node.settle();
-    node.now += Duration::from_secs(1);
-    node.pods.handle_changed(id(1));
-    node.poll();
-    let done = |node: &mut Node, step, done| {
-        node.world.under_way.clear();
-        node.pods.handle_done(node.now, SystemTime::UNIX_EPOCH, id(1), step, done);
-        node.poll();
-    };
+    let mut node = Node::with_one_in();
+    node.changes(1);
     let differs = Done::Differs {
         what: "table x is missing or changed".into(),
         rules: true,
         listeners: false,
     };
-    done(&mut node, Step::Verify, differs);
-    done(&mut node, Step::Enforce, Done::Well(report(Some("table x"), 2)));
-    done(&mut node, Step::Prove, Done::Proven(PROOF));
+    node.done(Step::Verify, differs);
+    node.done(Step::Enforce, Done::Well(report(Some("table x"), 2)));
+    node.done(Step::Prove, Done::Proven(PROOF));
     let what = "table x is missing or changed; put back: table x; 2 connections that went around the proxy are reset";
     assert_eq!(node.pods.states()[0].strays, 2);
     let Some(Notice::Repaired(pod, repair)) = node.told.last() else {
@@ -579,14 +577,9 @@ fn a_repair_says_what_was_put_back() {
 
 #[test]
 fn a_capture_that_cannot_be_mended_is_taken_back() {
-    let mut node = Node::new(&[]);
-    node.see(&[(1, 0)]);
-    node.want(&[0]);
-    node.settle();
-    node.now += Duration::from_secs(1);
+    let mut node = Node::with_one_in();
     node.world.rules.clear();
-    node.pods.handle_changed(id(1));
-    node.poll();
+    node.changes(1);
     node.end(0, true); // it differs
     for _ in 0..20 {
         let step = node.world.under_way.values().next().map(|a| a.step);
@@ -631,10 +624,7 @@ fn what_another_process_left_is_taken_over_or_taken_away() {
 
 #[test]
 fn a_namespace_that_is_gone_takes_its_announcement_along() {
-    let mut node = Node::new(&[]);
-    node.see(&[(1, 0)]);
-    node.want(&[0]);
-    node.settle();
+    let mut node = Node::with_one_in();
     node.see(&[]);
     assert_eq!(node.world.under_way.values().map(|a| a.step).collect::<Vec<_>>(), [Step::Withdraw]);
     node.settle();
@@ -644,10 +634,7 @@ fn a_namespace_that_is_gone_takes_its_announcement_along() {
 
 #[test]
 fn a_pod_that_is_somebody_else_now_is_served_anew_under_standing_rules() {
-    let mut node = Node::new(&[]);
-    node.see(&[(1, 0)]);
-    node.want(&[0]);
-    node.settle();
+    let mut node = Node::with_one_in();
     let renamed = PodSpec {
         service_account: "other".into(),
         ..spec(0)
@@ -664,10 +651,7 @@ fn a_pod_that_is_somebody_else_now_is_served_anew_under_standing_rules() {
 
 #[test]
 fn a_stranger_with_a_pods_address_changes_nothing_for_it() {
-    let mut node = Node::new(&[]);
-    node.see(&[(1, 0)]);
-    node.want(&[0]);
-    node.settle();
+    let mut node = Node::with_one_in();
     node.see(&[(1, 0), (2, 0)]);
     node.settle();
     assert!(matches!(node.state("a"), Some(State::In { .. })));

@@ -12,9 +12,7 @@ fn what_is_handed_over_is_refused_until_it_is_proven() {
     assert_eq!(node.state("a"), Some(State::Waiting));
     assert!(node.pods.is_closed(id(1)));
     // Somebody flushes what refuses.
-    node.now += Duration::from_secs(1);
-    node.pods.handle_changed(id(1));
-    node.poll();
+    node.changes(1);
     assert_eq!(node.steps(), [Step::Close]);
     node.end(0, true);
     node.want(&[0]);
@@ -196,10 +194,8 @@ fn what_has_not_run_by_its_status_is_new_unless_something_runs_there() {
     node.settle();
     assert!(matches!(node.state("c"), Some(State::In { .. })));
     // What is refused later is refused whatever runs.
-    node.now += Duration::from_secs(1);
     node.world.rules.clear();
-    node.pods.handle_changed(id(2));
-    node.poll();
+    node.changes(2);
     node.end(0, true);
     node.end(0, false);
     assert!(node.world.under_way.values().all(|a| a.step == Step::Close && !a.unless_it_runs));

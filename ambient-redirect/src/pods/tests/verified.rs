@@ -86,26 +86,19 @@ fn a_verification_that_finds_nothing_is_nothing_to_tell() {
     }]);
     node.now = node.pods.timeout().unwrap();
     node.poll();
-    node.world.under_way.clear();
     let found = Report {
         kept: Some(kept),
         ..Report::default()
     };
-    node.pods
-        .handle_done(node.now, SystemTime::UNIX_EPOCH, id(1), Step::Verify, Done::Well(found));
+    node.done(Step::Verify, Done::Well(found));
     assert!(node.pods.changed());
     assert_eq!(node.pods.states()[0].kept.len(), 1);
 }
 
 #[test]
 fn a_look_that_fails_is_made_again_after_the_pause() {
-    let mut node = Node::new(&[]);
-    node.see(&[(1, 0)]);
-    node.want(&[0]);
-    node.settle();
-    node.now += Duration::from_secs(1);
-    node.pods.handle_changed(id(1));
-    node.poll();
+    let mut node = Node::with_one_in();
+    node.changes(1);
     assert_eq!(node.steps(), [Step::Verify]);
     // What has changed was not seen.
     node.end(0, false);
@@ -127,9 +120,7 @@ fn what_holds_a_pod_and_fails_is_done_again_after_the_pause() {
     node.give(1, 0);
     node.end(0, true);
     assert_eq!(node.state("a"), Some(State::Waiting));
-    node.now += Duration::from_secs(1);
-    node.pods.handle_changed(id(1));
-    node.poll();
+    node.changes(1);
     assert_eq!(node.steps(), [Step::Close]);
     node.end(0, false);
     let again = node.pods.timeout().unwrap();
@@ -142,32 +133,22 @@ fn what_holds_a_pod_and_fails_is_done_again_after_the_pause() {
 /// The proxy was away for a moment, and a process of the pod took its port: what is redirected there ends at that process.
 #[test]
 fn a_captured_pod_of_which_a_port_of_the_proxys_is_taken_is_refused_until_it_is_free() {
-    let mut node = Node::new(&[]);
-    node.see(&[(1, 0)]);
-    node.want(&[0]);
-    node.settle();
-    node.now += Duration::from_secs(1);
-    node.pods.handle_changed(id(1));
-    node.poll();
-    let done = |node: &mut Node, step, done| {
-        node.world.under_way.clear();
-        node.pods.handle_done(node.now, SystemTime::UNIX_EPOCH, id(1), step, done);
-        node.poll();
-    };
+    let mut node = Node::with_one_in();
+    node.changes(1);
     let differs = Done::Differs {
         what: "a process of the pod listens on port 15006".into(),
         rules: false,
         listeners: true,
     };
-    done(&mut node, Step::Verify, differs);
+    node.done(Step::Verify, differs);
     assert_eq!(node.steps(), [Step::Listen]);
     // By another proxy, as one that is about to end.
-    done(&mut node, Step::Listen, Done::Failed(Cause::PortTaken("in use".into())));
+    node.done(Step::Listen, Done::Failed(Cause::PortTaken("in use".into())));
     assert_eq!(node.steps(), []);
     node.now += Duration::from_secs(1);
     node.poll();
     assert_eq!(node.steps(), [Step::Listen]);
-    done(&mut node, Step::Listen, Done::Usurped(Cause::PortTaken("in use".into())));
+    node.done(Step::Listen, Done::Usurped(Cause::PortTaken("in use".into())));
     assert_eq!(node.steps(), [Step::Close], "at once");
     node.end(0, true);
     assert!(node.pods.states()[0].closed && node.world.closed.contains(&id(1)));
@@ -177,6 +158,6 @@ fn a_captured_pod_of_which_a_port_of_the_proxys_is_taken_is_refused_until_it_is_
     let mut node = Node::new(&[]);
     node.see(&[(1, 0)]);
     node.want(&[0]);
-    done(&mut node, Step::Listen, Done::Usurped(Cause::PortTaken("in use".into())));
+    node.done(Step::Listen, Done::Usurped(Cause::PortTaken("in use".into())));
     assert_eq!(node.steps(), []);
 }
