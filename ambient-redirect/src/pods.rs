@@ -82,7 +82,7 @@ pub struct Pods {
     lost: u64,
     /// Of each desired pod without a namespace: whether addresses were read since that is so.
     readings: BTreeMap<PodUid, Reading>,
-    /// What was there beside a pod's namespace when that went, by the pod.
+    /// What was there as a namespace went that was a pod's, or may have been, by the pod.
     beside: BTreeMap<PodUid, Beside>,
     /// Whom a namespace served before, and until when it is not given to another.
     former: BTreeMap<NetnsId, (PodUid, Instant)>,
@@ -320,7 +320,7 @@ impl Pods {
             return;
         }
         self.looked = true;
-        self.note_beside(|id| !seen.contains_key(&id));
+        self.note_beside(|id| seen.get(&id));
         self.seen = seen;
         self.former.retain(|id, _| self.seen.contains_key(id));
         self.reconsider(now);
@@ -395,8 +395,7 @@ impl Pods {
 
     /// A namespace is not there any more, although it was among those of [`Pods::handle_namespaces`], or was handed over.
     pub fn handle_gone(&mut self, now: Instant, id: NetnsId) {
-        self.note_beside(|gone| gone == id);
-        if self.seen.remove(&id).is_some() {
+        if self.forget(id) {
             self.reconsider(now);
         }
     }
@@ -436,7 +435,9 @@ impl Pods {
             self.former.insert(id, (entry.pod.uid.clone(), now + self.timing.reuse));
             if !entry.cleared {
                 // What is in there now is not known until it is looked at again.
-                self.seen.remove(&id);
+                if self.forget(id) {
+                    self.read_anew();
+                }
             } else if let Some(seen) = self.seen.get_mut(&id) {
                 seen.left_behind = None;
             }
