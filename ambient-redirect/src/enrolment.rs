@@ -270,7 +270,11 @@ impl Enrolment {
         } else {
             Duration::ZERO
         };
-        let _ = timeout(self.config.patience + drain, self.end(&changes, &ended, &mut endings, under_way)).await;
+        let _ = timeout(
+            self.config.patience + drain,
+            self.end(&changes, &ended, &mut endings, under_way),
+        )
+        .await;
     }
 
     /// Waits for what is under way, and lets the pods go if so configured.
@@ -458,13 +462,15 @@ impl Enrolment {
     fn take_look(&mut self, scan: Option<Scan>) {
         let seen = scan.and_then(|scan| self.places.take(scan));
         let unseen = self.places.unseen();
-        self.tell_of_sight(unseen.as_ref().filter(|_| seen.is_none()));
+        let in_part = seen.is_none() || self.places.is_short();
+        self.tell_of_sight(unseen.as_ref().filter(|_| in_part));
         self.pods.handle_unseen(now(), unseen);
-        let Some(seen) = seen else { return };
-        if self.places.is_short() {
-            self.pods.handle_shortage();
+        if in_part {
+            self.pods.handle_shortage(now());
         }
-        self.pods.handle_namespaces(now(), seen);
+        if let Some(seen) = seen {
+            self.pods.handle_namespaces(now(), seen);
+        }
     }
 
     /// Tells whoever handed a namespace over how it was closed.

@@ -416,9 +416,10 @@ impl Pods {
     /// An action has ended. `wall` is the time of day, for people.
     pub fn handle_done(&mut self, now: Instant, wall: SystemTime, id: NetnsId, step: Step, done: Done) {
         let Some(entry) = self.entries.get_mut(&id) else { return };
-        if entry.busy.take() != Some(step) {
+        if entry.busy != Some(step) {
             return;
         }
+        entry.busy = None;
         if step == Step::Verify && entry.is_well() && matches!(&done, Done::Well(found) if *found == Report::default()) {
             // Most that ends is this, and nothing of what is told of the pod changes by it.
             entry.advance(now, wall, &self.timing, step, done, &mut self.output);
@@ -603,9 +604,13 @@ impl Pods {
         }
         let found = self.pair(now, &desired);
         self.unpaired = found.unpaired;
-        if let Some(unseen) = &self.unseen {
-            let nowhere = self.unpaired.values_mut().filter(|why| **why == Unpaired::Nowhere);
-            nowhere.for_each(|why| *why = Unpaired::Unseen(unseen.clone()));
+        if let Some(unseen) = self.unseen.clone() {
+            let not_read: HashSet<PodUid> = self.unpaired.keys().filter(|uid| !self.is_being_read(uid)).cloned().collect();
+            for (uid, why) in &mut self.unpaired {
+                if *why == Unpaired::Nowhere || *why == Unpaired::NotLooked && not_read.contains(uid) {
+                    *why = Unpaired::Unseen(unseen.clone());
+                }
+            }
         }
         let mut beginning = Vec::new();
         for (id, spec) in found.pairs {

@@ -105,10 +105,18 @@ impl Found {
 
     /// One that could not be opened.
     fn opened(&mut self, opened: Result<Netns, NetnsError>) -> Option<Netns> {
-        if let Err(error) = &opened {
-            self.short |= error.is_shortage();
+        if let Err(error) = &opened
+            && error.is_shortage()
+        {
+            self.lacks(error.to_string().into());
         }
         opened.ok()
+    }
+
+    /// Descriptors or memory are short.
+    fn lacks(&mut self, why: Cause) {
+        self.short = true;
+        self.unseen.get_or_insert(why);
     }
 
     /// What is in a namespace that was looked into before, now. Where that cannot be told, what was known of it stays: it may
@@ -437,7 +445,9 @@ fn look(directory: &Path, node: &str, own: NetnsId, known: &BTreeMap<NetnsId, Op
             Ok(metadata) => metadata,
             Err(e) if leads_nowhere(&e) => continue,
             Err(e) => {
-                all.short |= is_shortage(&e);
+                if is_shortage(&e) {
+                    all.lacks(format!("{}: {e}", path.display()).into());
+                }
                 // One name must not hide the others.
                 (all.incomplete, all.blind) = (true, true);
                 continue;
@@ -541,10 +551,22 @@ mod tests {
         };
         let addresses = vec![IpAddr::from([10, 0, 0, 2])];
         look(&mut places, Ok(addresses.clone()));
+        assert_eq!((places.is_short(), places.unseen()), (false, None));
         let no_thread = NetnsError::Thread(io::Error::from_raw_os_error(libc::EAGAIN));
         let seen = look(&mut places, Err(no_thread.into()));
         assert_eq!(seen[&own.id()].addresses, addresses);
         assert!(places.is_short());
+        let mut found = Found::default();
+        let open = |e| NetnsError::Open {
+            path: "/x".into(),
+            source: io::Error::from_raw_os_error(e),
+        };
+        assert!(
+            found.opened(Err(open(libc::ENOENT))).is_none() && !found.short && found.unseen.is_none(),
+            "it is gone"
+        );
+        assert!(found.opened(Err(open(libc::EMFILE))).is_none());
+        assert!(found.short && found.unseen.is_some_and(|why| why.to_string().contains("(os error 24)")));
         assert!(look(&mut places, Ok(vec![]))[&own.id()].addresses.is_empty());
     }
 }

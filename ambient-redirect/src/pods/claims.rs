@@ -50,12 +50,18 @@ impl Pods {
         self.wants_addresses()
     }
 
-    /// Of the look that has begun last [`Pods::handle_namespaces`] does not tell all: descriptors or memory were short, so that a
-    /// pod's own namespace may be missing, or an address of it. It is told all the same, and no pod gets one by it, nor by what was
-    /// read for it before: two may have had its address then, and one of them be missing now.
-    pub fn handle_shortage(&mut self) {
+    /// Of the look that has begun last [`Pods::handle_namespaces`] does not tell all, or is not called for it at all: descriptors or
+    /// memory were short, or what shows namespaces could not be read, so that a pod's own namespace may be missing, or an address of
+    /// it. No pod gets one by that look, nor by what was read for it before: two may have had its address then, and one of them be
+    /// missing now. Why pods wait is what [`Pods::handle_unseen`] was told.
+    pub fn handle_shortage(&mut self, now: Instant) {
+        let mut awaited = false;
         for reading in self.readings.values_mut().filter(|reading| reading.state != Read::Wanted) {
+            awaited |= reading.state == Read::Begun;
             reading.state = Read::Failed;
+        }
+        if awaited {
+            self.reconsider(now);
         }
     }
 

@@ -186,7 +186,7 @@ impl Node {
             seen.insert(id(SQUATTER), his);
         }
         if short {
-            self.pods.handle_shortage();
+            self.pods.handle_shortage(self.now);
         }
         self.pods.handle_namespaces(self.now, seen);
         self.poll();

@@ -58,7 +58,7 @@ fn a_look_for_which_descriptors_were_short_gives_no_pod_a_namespace() {
     desire(&mut node, &[0]);
     // The pod's own could not be looked into.
     node.pods.look_begins();
-    node.pods.handle_shortage();
+    node.pods.handle_shortage(node.now);
     node.pods.handle_namespaces(node.now, seen(&[(1, &[]), (2, &[0, 1])]));
     node.poll();
     assert!(node.world.under_way.is_empty());
@@ -66,6 +66,31 @@ fn a_look_for_which_descriptors_were_short_gives_no_pod_a_namespace() {
     assert_eq!(node.state("a"), Some(State::Pairing { why: Unpaired::NotLooked }));
     look(&mut node, &[(1, &[0]), (2, &[1])]);
     assert_eq!(node.world.under_way.keys().collect::<Vec<_>>(), [&id(1)]);
+}
+
+/// Whether something is told of in the look, or it fails altogether.
+#[test]
+fn a_pod_that_a_look_in_part_does_not_show_says_what_was_short() {
+    for fails in [false, true] {
+        let mut node = Node::new(&[]);
+        look(&mut node, &[(1, &[0]), (2, &[1])]);
+        desire(&mut node, &[0]);
+        node.pods.changed();
+        let short = || Some(Cause::from("Too many open files (os error 24)"));
+        node.pods.look_begins();
+        node.pods.handle_unseen(node.now, short());
+        assert_eq!(node.state("a"), Some(State::Joining), "it is being looked at");
+        node.pods.handle_shortage(node.now);
+        if !fails {
+            node.pods.handle_namespaces(node.now, seen(&[(1, &[0]), (2, &[1])]));
+        }
+        assert!(node.pods.changed());
+        assert_eq!(node.state("a").map(|s| why(&s)), short().map(Unpaired::Unseen));
+        node.pods.look_begins();
+        node.pods.handle_unseen(node.now, None);
+        node.pods.handle_namespaces(node.now, seen(&[(1, &[0]), (2, &[1])]));
+        assert_eq!(node.pods.namespace_of(&"a".into()), Some(id(1)));
+    }
 }
 
 #[test]
@@ -200,7 +225,7 @@ fn a_look_for_which_descriptors_were_short_gives_none_to_a_pod_for_which_two_wer
     look(&mut node, &[(1, &[0]), (2, &[0])]);
     // The pod's own could not be looked into again.
     node.pods.look_begins();
-    node.pods.handle_shortage();
+    node.pods.handle_shortage(node.now);
     node.pods.handle_namespaces(node.now, seen(&[(1, &[1]), (2, &[0])]));
     node.poll();
     assert!(node.world.under_way.is_empty(), "{:?}", node.steps());

@@ -161,3 +161,17 @@ fn a_captured_pod_of_which_a_port_of_the_proxys_is_taken_is_refused_until_it_is_
     node.done(Step::Listen, Done::Usurped(Cause::PortTaken("in use".into())));
     assert_eq!(node.steps(), []);
 }
+
+#[test]
+fn an_answer_that_nobody_waits_for_ends_nothing() {
+    let mut node = Node::new(&[]);
+    node.see(&[(1, 0)]);
+    node.want(&[0]);
+    assert_eq!(node.steps(), [Step::Listen]);
+    let stray = Done::Well(Report::default());
+    node.pods.handle_done(node.now, SystemTime::UNIX_EPOCH, id(1), Step::Enforce, stray);
+    node.now += Duration::from_secs(60);
+    node.poll();
+    node.end(0, true);
+    assert_eq!(node.steps(), [Step::Enforce], "after its own answer, and once");
+}
