@@ -157,6 +157,7 @@
 
 mod enrolment;
 pub mod find;
+mod later;
 pub mod linux;
 #[doc(hidden)]
 pub mod netlink;

@@ -51,6 +51,7 @@ use self::{
 use crate::{
     PodSpec,
     find::Whose,
+    later::later,
     linux::{NetnsId, Proof, Segments, Stranger},
     plan::IpFamily,
 };
@@ -308,7 +309,7 @@ impl Pods {
     /// broken; what of them is not desired is withdrawn, also where nothing else is left of it.
     pub fn handle_announced(&mut self, now: Instant, announced: impl IntoIterator<Item = PodUid>) {
         self.earlier = announced.into_iter().collect();
-        self.earlier_until = Some(now + self.timing.wait);
+        self.earlier_until = Some(later(now, self.timing.wait));
         self.reconsider(now);
     }
 
@@ -386,7 +387,7 @@ impl Pods {
         }
         let mut entry = Entry::new(Arc::new(pod.clone()), Birth::New, now, &self.timing);
         entry.earlier = self.take_earlier(&pod.uid);
-        entry.given_until = Some(now + self.timing.wait);
+        entry.given_until = Some(later(now, self.timing.wait));
         self.former.remove(&id);
         self.entries.insert(id, entry);
         self.reconsider(now);
@@ -433,7 +434,7 @@ impl Pods {
         self.proven |= now_is.proven_at != before.proven_at;
         self.changed |= ended || !before.is_but_for_proof(&now_is);
         if ended && let Some(entry) = self.entries.remove(&id) {
-            self.former.insert(id, (entry.pod.uid.clone(), now + self.timing.reuse));
+            self.former.insert(id, (entry.pod.uid.clone(), later(now, self.timing.reuse)));
             if !entry.cleared {
                 // What is in there now is not known until it is looked at again.
                 if self.forget(id) {

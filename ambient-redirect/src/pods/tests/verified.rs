@@ -175,3 +175,34 @@ fn an_answer_that_nobody_waits_for_ends_nothing() {
     node.end(0, true);
     assert_eq!(node.steps(), [Step::Enforce], "after its own answer, and once");
 }
+
+#[test]
+fn durations_without_end_are_waited_for_and_nothing_else() {
+    let never = Duration::MAX;
+    let mut node = Node::new(&[]);
+    node.pods = Pods::new(Timing {
+        verify_every: never,
+        pause: never,
+        pause_most: never,
+        verify_least: never,
+        reuse: never,
+        drain: never,
+        wait: never,
+        open: false,
+    });
+    node.pods.handle_announced(node.now, ["b".into()]);
+    node.give(2, 2);
+    node.see(&[(1, 0)]);
+    node.want(&[0]);
+    node.finish();
+    assert!(matches!(node.state("a"), Some(State::In { .. })), "{:?}", node.state("a"));
+    node.now += Duration::from_secs(24 * 60 * 60);
+    node.poll();
+    assert!(node.world.under_way.is_empty(), "{:?}", node.steps());
+    node.want(&[]);
+    node.end(0, true);
+    node.end(0, true);
+    assert_eq!(node.steps(), [Step::Drain]);
+    node.linger(0);
+    assert!(node.world.under_way.is_empty(), "{:?}", node.steps());
+}
