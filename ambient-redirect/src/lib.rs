@@ -17,7 +17,8 @@
 //! assert!(text.contains("table inet ambient-nat"));
 //! ```
 //!
-//! Everything without this crate's driver, and with whatever proxy listens on the plan's ports:
+//! Everything without this crate's driver, and with whatever proxy listens on the plan's ports. It is for a namespace in which nothing runs
+//! yet: connections that are open are reset when the plan is applied, as only [`Enrolment`] has them go on.
 //!
 //! ```no_run
 //! use ambient_redirect::{

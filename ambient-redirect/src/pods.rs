@@ -21,7 +21,11 @@
 //! what was open before goes on, and is listed ([`PodState::kept`]). From Releasing on what is new goes as if there were no
 //! mesh, and what is captured goes on until it ends or is cut.
 //!
-//! What happens goes in by the `handle_*` methods, in any order; [`Pods::poll`] then gives what is to be done or told until
+//! A look at the namespaces is begun by [`Pods::look_begins`], which says whether addresses are to be read again, and ends with
+//! [`Pods::handle_namespaces`], before it with [`Pods::handle_unseen`] and, where not all could be seen, [`Pods::handle_shortage`]. No
+//! pod gets a namespace but by a look that was begun after it was told of: at once where [`Pods::wants_look`] says so, and now and
+//! then while [`Pods::wants_addresses`] does. What else happens goes in by the other `handle_*` methods, in any order;
+//! [`Pods::poll`] then gives what is to be done or told until
 //! it gives `None`; [`Pods::timeout`] says when to call it again if nothing happens. Each action is answered by
 //! [`Pods::handle_done`] exactly once. There is at most one action under way for a namespace, at most one pod to a namespace
 //! and one namespace to a pod.
