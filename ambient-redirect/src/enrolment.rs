@@ -19,7 +19,7 @@ use tokio::{
         mpsc, oneshot,
         watch::{Receiver, Sender, channel},
     },
-    time::{Instant as Tick, MissedTickBehavior, interval, sleep_until, timeout},
+    time::{Instant as Tick, Interval, MissedTickBehavior, interval, sleep_until, timeout},
 };
 
 pub use self::orders::{HandOver, HandOverError, KeptConnections};
@@ -31,6 +31,7 @@ use self::{
 };
 use crate::{
     Announce, PodSpec, Proxy,
+    later::FAR,
     linux::{MOST_HELD, NetnsError, NetnsId, Sockets},
     plan::Options,
     pods::{Action, Cause, Done, NotGiven, Notice, Output, PodState, Pods, Step, Timing},
@@ -48,8 +49,8 @@ pub struct Config {
     pub proc: Option<PathBuf>,
     /// What is captured, of pods that ask nothing else.
     pub options: Options,
-    /// That directory is read so often at most: while a pod's namespace is not found, and when mounts change. What nobody tells
-    /// of, as a name that is a link, is found within 5 s.
+    /// That directory is read so often at most, and no more often than each millisecond: while a pod's namespace is not found, and
+    /// when mounts change. What nobody tells of, as a name that is a link, is found within 5 s.
     pub scan_every: Duration,
     /// A captured pod is verified so often, or up to a fifth sooner together with others, besides whenever the kernel tells of a
     /// change. Where it has told of none only the listeners are looked at, as of them it does not tell.
@@ -225,8 +226,7 @@ impl Enrolment {
         let changes = Changes::default();
         let (ended, mut endings) = mpsc::unbounded_channel::<Ended>(); // one for each namespace at most
         let mut under_way = 0usize;
-        let mut scans = interval(self.config.scan_every);
-        scans.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut scans = each(self.config.scan_every);
         let mut scan: Option<tokio::task::JoinHandle<Scan>> = None;
         let mut source_lives = true;
         self.places.listen();
@@ -275,7 +275,11 @@ impl Enrolment {
         } else {
             Duration::ZERO
         };
-        let _ = timeout(self.config.patience + drain, self.end(&changes, &ended, &mut endings, under_way)).await;
+        let _ = timeout(
+            self.config.patience.saturating_add(drain),
+            self.end(&changes, &ended, &mut endings, under_way),
+        )
+        .await;
     }
 
     /// Waits for what is under way, and lets the pods go if so configured.
@@ -463,13 +467,15 @@ impl Enrolment {
     fn take_look(&mut self, scan: Option<Scan>) {
         let seen = scan.and_then(|scan| self.places.take(scan));
         let unseen = self.places.unseen();
-        self.tell_of_sight(unseen.as_ref().filter(|_| seen.is_none()));
+        let in_part = seen.is_none() || self.places.is_short();
+        self.tell_of_sight(unseen.as_ref().filter(|_| in_part));
         self.pods.handle_unseen(now(), unseen);
-        let Some(seen) = seen else { return };
-        if self.places.is_short() {
-            self.pods.handle_shortage();
+        if in_part {
+            self.pods.handle_shortage(now());
         }
-        self.pods.handle_namespaces(now(), seen);
+        if let Some(seen) = seen {
+            self.pods.handle_namespaces(now(), seen);
+        }
     }
 
     /// Tells whoever handed a namespace over how it was closed.
@@ -532,6 +538,12 @@ async fn finished(scan: &mut Option<tokio::task::JoinHandle<Scan>>) -> Option<Sc
     }
 }
 
+fn each(pause: Duration) -> Interval {
+    let mut each = interval(pause.clamp(Duration::from_millis(1), FAR));
+    each.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    each
+}
+
 fn now() -> Instant {
     Tick::now().into_std()
 }
@@ -547,3 +559,16 @@ fn wall() -> SystemTime {
 
 /// Most of it takes some microseconds.
 const AT_ONCE: usize = 64;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn looks_may_be_asked_for_all_the_time_or_never() {
+        let mut all_the_time = each(Duration::ZERO);
+        let begun = all_the_time.tick().await;
+        assert_eq!(all_the_time.tick().await - begun, Duration::from_millis(1));
+        each(Duration::MAX).tick().await;
+    }
+}

@@ -17,7 +17,8 @@
 //! assert!(text.contains("table inet ambient-nat"));
 //! ```
 //!
-//! Everything without this crate's driver, and with whatever proxy listens on the plan's ports:
+//! Everything without this crate's driver, and with whatever proxy listens on the plan's ports. It is for a namespace in which nothing runs
+//! yet: connections that are open are reset when the plan is applied, as only [`Enrolment`] has them go on.
 //!
 //! ```no_run
 //! use ambient_redirect::{
@@ -45,8 +46,11 @@
 //!
 //! A pod's is the one that has all of its addresses, and the only one that has any. Processes with the right to may give themselves any
 //! address, so that it must be read after the pod was told to have it: by then its network plugin has given it to its own namespace, and
-//! whoever else claims it is the second, who leaves both without. A pairing that stands is never questioned; when a pod's namespace goes,
-//! and the pod is meant still, none that was there beside it takes its place while the pod has the same addresses. Where processes can
+//! whoever else claims it is the second, who leaves both without. A pairing that stands is never questioned. When a namespace goes that was
+//! a pod's, or had an address of a pod that has none yet, and the pod is meant still, none that was there beside it gets the pod while
+//! that has the same addresses ([`pods::Unpaired::Doubtful`]); a namespace whose network is taken down, so that it has no address any more,
+//! counts as gone. Nor does any get a pod whose address is in a namespace that a pod of the same address has, until it has let that go. What
+//! was there as a namespace went is known to this process alone, and not to the next. Where processes can
 //! be seen ([`Config::proc`]), those of a pod tell its own from others, and a namespace in which those of another run is never given away,
 //! whether or not that other is in the mesh. Where a plugin hands a namespace over ([`HandOver::take`]) nothing is asked of addresses.
 //!
@@ -154,6 +158,7 @@
 
 mod enrolment;
 pub mod find;
+mod later;
 pub mod linux;
 #[doc(hidden)]
 pub mod netlink;

@@ -21,7 +21,11 @@
 //! what was open before goes on, and is listed ([`PodState::kept`]). From Releasing on what is new goes as if there were no
 //! mesh, and what is captured goes on until it ends or is cut.
 //!
-//! What happens goes in by the `handle_*` methods, in any order; [`Pods::poll`] then gives what is to be done or told until
+//! A look at the namespaces is begun by [`Pods::look_begins`], which says whether addresses are to be read again, and ends with
+//! [`Pods::handle_namespaces`], before it with [`Pods::handle_unseen`] and, where not all could be seen, [`Pods::handle_shortage`]. No
+//! pod gets a namespace but by a look that was begun after it was told of: at once where [`Pods::wants_look`] says so, and now and
+//! then while [`Pods::wants_addresses`] does. What else happens goes in by the other `handle_*` methods, in any order;
+//! [`Pods::poll`] then gives what is to be done or told until
 //! it gives `None`; [`Pods::timeout`] says when to call it again if nothing happens. Each action is answered by
 //! [`Pods::handle_done`] exactly once. There is at most one action under way for a namespace, at most one pod to a namespace
 //! and one namespace to a pod.
@@ -51,6 +55,7 @@ use self::{
 use crate::{
     PodSpec,
     find::Whose,
+    later::later,
     linux::{NetnsId, Proof, Segments, Stranger},
     plan::IpFamily,
 };
@@ -82,7 +87,7 @@ pub struct Pods {
     lost: u64,
     /// Of each desired pod without a namespace: whether addresses were read since that is so.
     readings: BTreeMap<PodUid, Reading>,
-    /// What was there beside a pod's namespace when that went, by the pod.
+    /// What was there as a namespace went that was a pod's, or may have been, by the pod.
     beside: BTreeMap<PodUid, Beside>,
     /// Whom a namespace served before, and until when it is not given to another.
     former: BTreeMap<NetnsId, (PodUid, Instant)>,
@@ -308,7 +313,7 @@ impl Pods {
     /// broken; what of them is not desired is withdrawn, also where nothing else is left of it.
     pub fn handle_announced(&mut self, now: Instant, announced: impl IntoIterator<Item = PodUid>) {
         self.earlier = announced.into_iter().collect();
-        self.earlier_until = Some(now + self.timing.wait);
+        self.earlier_until = Some(later(now, self.timing.wait));
         self.reconsider(now);
     }
 
@@ -320,7 +325,7 @@ impl Pods {
             return;
         }
         self.looked = true;
-        self.note_beside(|id| !seen.contains_key(&id));
+        self.note_beside(|id| seen.get(&id));
         self.seen = seen;
         self.former.retain(|id, _| self.seen.contains_key(id));
         self.reconsider(now);
@@ -386,7 +391,7 @@ impl Pods {
         }
         let mut entry = Entry::new(Arc::new(pod.clone()), Birth::New, now, &self.timing);
         entry.earlier = self.take_earlier(&pod.uid);
-        entry.given_until = Some(now + self.timing.wait);
+        entry.given_until = Some(later(now, self.timing.wait));
         self.former.remove(&id);
         self.entries.insert(id, entry);
         self.reconsider(now);
@@ -395,8 +400,7 @@ impl Pods {
 
     /// A namespace is not there any more, although it was among those of [`Pods::handle_namespaces`], or was handed over.
     pub fn handle_gone(&mut self, now: Instant, id: NetnsId) {
-        self.note_beside(|gone| gone == id);
-        if self.seen.remove(&id).is_some() {
+        if self.forget(id) {
             self.reconsider(now);
         }
     }
@@ -417,9 +421,10 @@ impl Pods {
     /// An action has ended. `wall` is the time of day, for people.
     pub fn handle_done(&mut self, now: Instant, wall: SystemTime, id: NetnsId, step: Step, done: Done) {
         let Some(entry) = self.entries.get_mut(&id) else { return };
-        if entry.busy.take() != Some(step) {
+        if entry.busy != Some(step) {
             return;
         }
+        entry.busy = None;
         if step == Step::Verify && entry.is_well() && matches!(&done, Done::Well(found) if *found == Report::default()) {
             // Most that ends is this, and nothing of what is told of the pod changes by it.
             entry.advance(now, wall, &self.timing, step, done, &mut self.output);
@@ -433,10 +438,12 @@ impl Pods {
         self.proven |= now_is.proven_at != before.proven_at;
         self.changed |= ended || !before.is_but_for_proof(&now_is);
         if ended && let Some(entry) = self.entries.remove(&id) {
-            self.former.insert(id, (entry.pod.uid.clone(), now + self.timing.reuse));
+            self.former.insert(id, (entry.pod.uid.clone(), later(now, self.timing.reuse)));
             if !entry.cleared {
                 // What is in there now is not known until it is looked at again.
-                self.seen.remove(&id);
+                if self.forget(id) {
+                    self.read_anew();
+                }
             } else if let Some(seen) = self.seen.get_mut(&id) {
                 seen.left_behind = None;
             }
@@ -602,9 +609,13 @@ impl Pods {
         }
         let found = self.pair(now, &desired);
         self.unpaired = found.unpaired;
-        if let Some(unseen) = &self.unseen {
-            let nowhere = self.unpaired.values_mut().filter(|why| **why == Unpaired::Nowhere);
-            nowhere.for_each(|why| *why = Unpaired::Unseen(unseen.clone()));
+        if let Some(unseen) = self.unseen.clone() {
+            let not_read: HashSet<PodUid> = self.unpaired.keys().filter(|uid| !self.is_being_read(uid)).cloned().collect();
+            for (uid, why) in &mut self.unpaired {
+                if *why == Unpaired::Nowhere || *why == Unpaired::NotLooked && not_read.contains(uid) {
+                    *why = Unpaired::Unseen(unseen.clone());
+                }
+            }
         }
         let mut beginning = Vec::new();
         for (id, spec) in found.pairs {

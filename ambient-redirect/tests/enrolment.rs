@@ -499,7 +499,9 @@ fn claims_that_conflict_pair_nobody(world: &World) -> Outcome {
     let node = Node::new(world)?;
     let pods = [node.pod("a", "10.0.0.2", "fd00::2")?, node.pod("b", "10.0.0.3", "fd00::3")?];
     let thief = world.namespace("thief")?;
-    thief.add_address("lo", "10.0.0.2".parse::<IpAddr>()?)?;
+    for address in ["10.0.0.7", "10.0.0.2"] {
+        thief.add_address("lo", address.parse::<IpAddr>()?)?;
+    }
     node.run(async {
         let mut running = Running::start(node.config(), &Log::default());
         running.want(&[
@@ -524,8 +526,9 @@ fn claims_that_conflict_pair_nobody(world: &World) -> Outcome {
         let states = running.states.borrow().clone();
         assert!(why(&states, "b", "shop/pod-of-c (c) has the same address 10.0.0.3"), "{states:#?}");
         assert!(pods.iter().all(|p| is_clean(p)));
-        // Once it is clear whose it is, it is taken.
-        thief.delete().unwrap();
+        // Once it is clear whose it is, it is taken. If one of the two went, it would not be clear which of them was the pod's.
+        let give_up = || Routing::open()?.delete_address(1, [10, 0, 0, 2].into(), 32);
+        thief.run(give_up).unwrap().unwrap();
         running.want(&[spec("a", &["10.0.0.2"]), spec("b", &["10.0.0.3"])]);
         running.until_in(&["a", "b"]).await;
         // A later claim changes nothing, and is told why it is not heard.

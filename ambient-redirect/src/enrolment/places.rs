@@ -105,18 +105,30 @@ impl Found {
 
     /// One that could not be opened.
     fn opened(&mut self, opened: Result<Netns, NetnsError>) -> Option<Netns> {
-        if let Err(error) = &opened {
-            self.short |= error.is_shortage();
+        if let Err(error) = &opened
+            && error.is_shortage()
+        {
+            self.lacks(error.to_string().into());
         }
         opened.ok()
     }
 
-    /// What is in a namespace that was looked into before, now: where that cannot be told, no address is known of it.
-    fn again(&mut self, namespace: &Arc<Netns>) -> (Arc<Netns>, Seen) {
+    /// Descriptors or memory are short.
+    fn lacks(&mut self, why: Cause) {
+        self.short = true;
+        self.unseen.get_or_insert(why);
+    }
+
+    /// What is in a namespace that was looked into before, now. Where that cannot be told, what was known of it stays: it may
+    /// be that whose address another claims.
+    fn again(&mut self, namespace: &Arc<Netns>) -> Option<(Arc<Netns>, Seen)> {
         let read = namespace.run(|| Ok::<_, ApplyError>(Routing::open()?.addresses()?));
         let addresses = read.map_err(ApplyError::from).flatten();
-        let looked = addresses.map(|all| (namespace.clone(), found_with(all.into_iter().map(|a| a.ip).collect())));
-        self.seen(looked).unwrap_or_else(|| (namespace.clone(), found_with(Vec::new())))
+        self.has_now(namespace, addresses.map(|all| all.into_iter().map(|a| a.ip).collect()))
+    }
+
+    fn has_now(&mut self, namespace: &Arc<Netns>, addresses: Result<Vec<IpAddr>, ApplyError>) -> Option<(Arc<Netns>, Seen)> {
+        self.seen(addresses.map(|all| (namespace.clone(), found_with(all))))
     }
 }
 
@@ -395,7 +407,7 @@ fn around(processes: &mut Processes, node: &str, known: &BTreeMap<NetnsId, Optio
         if !found.found.contains_key(&id) && found.found.len() < MOST {
             let looked = match known.get(&id) {
                 Some(None) => None,
-                Some(Some(namespace)) => Some(found.again(namespace)),
+                Some(Some(namespace)) => found.again(namespace),
                 None => {
                     // The process may have ended, and its number be another's.
                     let open = found.opened(Netns::open(&path)).filter(|n| n.id() == id);
@@ -433,7 +445,9 @@ fn look(directory: &Path, node: &str, own: NetnsId, known: &BTreeMap<NetnsId, Op
             Ok(metadata) => metadata,
             Err(e) if leads_nowhere(&e) => continue,
             Err(e) => {
-                all.short |= is_shortage(&e);
+                if is_shortage(&e) {
+                    all.lacks(format!("{}: {e}", path.display()).into());
+                }
                 // One name must not hide the others.
                 (all.incomplete, all.blind) = (true, true);
                 continue;
@@ -454,7 +468,7 @@ fn look(directory: &Path, node: &str, own: NetnsId, known: &BTreeMap<NetnsId, Op
             }
             Some(Some(namespace)) => {
                 let again = all.again(namespace);
-                all.found.insert(id, Some(again));
+                all.found.insert(id, again);
             }
             None => {
                 // One that is gone by now, or no network namespace, is none of ours.
@@ -524,5 +538,35 @@ mod tests {
             .chain([made(5000, "maker", 1), made(7000, "other", 900)]);
         let few: Vec<u64> = few_of_each(many.collect()).iter().map(|(id, _)| id.ino).collect();
         assert_eq!(few, [5000, 0, 1, 2, 3, 4, 5, 6, 7000]);
+    }
+    #[test]
+    fn what_cannot_be_read_again_keeps_the_addresses_that_it_was_seen_with() {
+        let own = Arc::new(Netns::current().unwrap());
+        let mut places = Places::new("/nowhere".into(), None, "node-1".into()).unwrap();
+        let look = |places: &mut Places, addresses: Result<Vec<IpAddr>, ApplyError>| {
+            let mut found = Found::default();
+            let now = found.has_now(&own, addresses);
+            found.found.insert(own.id(), now);
+            places.take(Ok(found)).unwrap()
+        };
+        let addresses = vec![IpAddr::from([10, 0, 0, 2])];
+        look(&mut places, Ok(addresses.clone()));
+        assert_eq!((places.is_short(), places.unseen()), (false, None));
+        let no_thread = NetnsError::Thread(io::Error::from_raw_os_error(libc::EAGAIN));
+        let seen = look(&mut places, Err(no_thread.into()));
+        assert_eq!(seen[&own.id()].addresses, addresses);
+        assert!(places.is_short());
+        let mut found = Found::default();
+        let open = |e| NetnsError::Open {
+            path: "/x".into(),
+            source: io::Error::from_raw_os_error(e),
+        };
+        assert!(
+            found.opened(Err(open(libc::ENOENT))).is_none() && !found.short && found.unseen.is_none(),
+            "it is gone"
+        );
+        assert!(found.opened(Err(open(libc::EMFILE))).is_none());
+        assert!(found.short && found.unseen.is_some_and(|why| why.to_string().contains("(os error 24)")));
+        assert!(look(&mut places, Ok(vec![]))[&own.id()].addresses.is_empty());
     }
 }

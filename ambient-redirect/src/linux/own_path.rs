@@ -31,7 +31,8 @@ impl StreamListener {
     /// Listens for streams at a path, for the own user alone (mode 0600). A dead socket of the own user's there is replaced;
     /// nothing else is.
     ///
-    /// Must be called within a runtime of tokio that has I/O; it panics otherwise.
+    /// # Panics
+    /// Outside of a runtime of tokio that has I/O.
     ///
     /// # Errors
     /// `AddrInUse` where somebody listens there, or where the path is something else than a dead socket of the own user's; what

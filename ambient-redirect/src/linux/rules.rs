@@ -262,6 +262,9 @@ impl Inside {
     /// transaction. What an earlier process put there for the same pod is replaced within it; NAT stays hooked, so that
     /// captured connections live on. Gives what was not there before.
     ///
+    /// Connections that are open in the namespace are reset by this, each at its next packet. That they go on takes more than a plan:
+    /// [`Enrolment`](crate::Enrolment) alone tells the kernel of them first.
+    ///
     /// # Errors
     /// When a table of our name is somebody else's, or the kernel refuses.
     pub fn apply(&mut self, plan: &Plan, mark: &Mark) -> Result<Vec<Difference>, ApplyError> {

@@ -64,7 +64,8 @@ pub enum ReceiveError {
 impl SeqPacket {
     /// Connects to the socket at a path.
     ///
-    /// Must be called within a runtime of tokio that has I/O; it panics otherwise.
+    /// # Panics
+    /// Outside of a runtime of tokio that has I/O.
     ///
     /// # Errors
     /// `NotFound` where there is no such path, `ConnectionRefused` where nobody listens, `WouldBlock` where too many wait to
@@ -158,7 +159,8 @@ impl SeqPacketListener {
     /// Listens at a path, for the own user alone (mode 0600). A dead socket of the own user's there is replaced; nothing else
     /// is.
     ///
-    /// Must be called within a runtime of tokio that has I/O; it panics otherwise.
+    /// # Panics
+    /// Outside of a runtime of tokio that has I/O.
     ///
     /// # Errors
     /// `AddrInUse` where somebody listens there, or where the path is something else than a dead socket of the own user's;

@@ -13,7 +13,10 @@ pub struct Watcher {
 }
 
 impl Watcher {
-    /// Subscribes. What changes from here on is told. Must be called within a runtime of tokio that has I/O; it panics otherwise.
+    /// Subscribes. What changes from here on is told.
+    ///
+    /// # Panics
+    /// Outside of a runtime of tokio that has I/O.
     ///
     /// # Errors
     /// When the namespace cannot be entered or descriptors are short.

@@ -9,7 +9,7 @@ use std::{
 
 use ambient_core::PodUid;
 
-use super::{Pods, Unpaired, pairing};
+use super::{Pods, Seen, Unpaired, pairing, state::Entry};
 use crate::{PodSpec, linux::NetnsId};
 
 /// What is read of addresses for a pod: which it has they say only if they were read when it was known already that it has them.
@@ -20,8 +20,8 @@ pub(super) struct Reading {
     state: Read,
 }
 
-/// The namespaces that were there beside a pod's own when that went. While it is told to have the addresses that it had in there, whoever
-/// has them in one of these is somebody else.
+/// The namespaces that were there when one went that was a pod's own, or may have been. While it is told to have the addresses that it
+/// had in there, whoever has them in one of these may be somebody else.
 #[derive(Debug)]
 pub(super) struct Beside {
     addresses: Vec<IpAddr>,
@@ -50,11 +50,18 @@ impl Pods {
         self.wants_addresses()
     }
 
-    /// Of the look that has begun last [`Pods::handle_namespaces`] does not tell all: descriptors or memory were short, so that a
-    /// pod's own namespace may be missing. It is told all the same, and no pod gets one by it.
-    pub fn handle_shortage(&mut self) {
-        for reading in self.readings.values_mut().filter(|reading| reading.state == Read::Begun) {
+    /// Of the look that has begun last [`Pods::handle_namespaces`] does not tell all, or is not called for it at all: descriptors or
+    /// memory were short, or what shows namespaces could not be read, so that a pod's own namespace may be missing, or an address of
+    /// it. No pod gets one by that look, nor by what was read for it before: two may have had its address then, and one of them be
+    /// missing now. Why pods wait is what [`Pods::handle_unseen`] was told.
+    pub fn handle_shortage(&mut self, now: Instant) {
+        let mut awaited = false;
+        for reading in self.readings.values_mut().filter(|reading| reading.state != Read::Wanted) {
+            awaited |= reading.state == Read::Begun;
             reading.state = Read::Failed;
+        }
+        if awaited {
+            self.reconsider(now);
         }
     }
 
@@ -77,6 +84,13 @@ impl Pods {
             awaited = true;
         }
         awaited
+    }
+
+    /// A namespace is not told of that is there: no pod gets one before all are looked at again.
+    pub(super) fn read_anew(&mut self) {
+        for reading in self.readings.values_mut() {
+            reading.state = Read::Wanted;
+        }
     }
 
     /// Which namespaces are whose, of pods and namespaces that have none.
@@ -129,20 +143,61 @@ impl Pods {
         }
     }
 
-    /// Takes note of what is there beside the namespaces that are gone now.
-    pub(super) fn note_beside(&mut self, is_gone: impl Fn(NetnsId) -> bool) {
-        let gone = |id: &NetnsId| self.seen.contains_key(id) && is_gone(*id);
-        let going: Vec<Arc<PodSpec>> = self.entries.iter().filter(|(id, _)| gone(id)).map(|(_, e)| e.pod.clone()).collect();
+    /// A namespace is not known any more; gives whether it was.
+    pub(super) fn forget(&mut self, id: NetnsId) -> bool {
+        if !self.seen.contains_key(&id) {
+            return false;
+        }
+        let mut seen = self.seen.clone();
+        seen.remove(&id);
+        self.note_beside(|id| seen.get(&id));
+        self.seen = seen;
+        true
+    }
+
+    /// Takes note of who is there as namespaces go; `then` gives what is in one from now on. Of a pod that has one of them this was its
+    /// own. Of a pod that has none it may have been, if it had one of the pod's addresses: whoever else has claimed it would be
+    /// the only one from now on. That its network was taken down, as is done before its name goes, is the same; that it gave one
+    /// address up is not.
+    pub(super) fn note_beside<'a>(&mut self, then: impl Fn(NetnsId) -> Option<&'a Seen>) {
+        let goes = |(id, seen): &(&NetnsId, &Seen)| then(**id).is_none_or(|then| is_down(then) && !is_down(seen));
+        let going: Vec<(&NetnsId, &Seen)> = self.seen.iter().filter(goes).collect();
         if going.is_empty() {
             return;
         }
-        let namespaces: Arc<BTreeSet<NetnsId>> = Arc::new(self.seen.keys().copied().filter(|id| !is_gone(*id)).collect());
-        for pod in going {
-            let beside = Beside {
-                addresses: pod.addresses.clone(),
-                namespaces: namespaces.clone(),
-            };
-            self.beside.insert(pod.uid.clone(), beside);
+        let desired = self.desired.as_deref().unwrap_or_default();
+        let may_be = |spec: &PodSpec| {
+            let is_one = |ip: &IpAddr| spec.addresses.iter().any(|own| own.to_canonical() == ip.to_canonical());
+            let mut claims = going.iter().filter(|(_, seen)| seen.addresses.iter().any(is_one));
+            claims.any(|(id, _)| pairing::anothers(**id, &spec.uid, desired, &self.seen).is_none())
+        };
+        let placed: HashMap<&PodUid, (NetnsId, &Entry)> = self.entries.iter().map(|(id, entry)| (&entry.pod.uid, (*id, entry))).collect();
+        let loses = |spec: &&PodSpec| match placed.get(&spec.uid) {
+            Some((id, entry)) if then(*id).is_some() => entry.leaves() && may_be(spec),
+            Some((id, entry)) if self.seen.contains_key(id) && entry.pod.addresses == spec.addresses => true,
+            _ => may_be(spec),
+        };
+        let of: Vec<(PodUid, Vec<IpAddr>)> = desired
+            .iter()
+            .filter(loses)
+            .map(|spec| (spec.uid.clone(), spec.addresses.clone()))
+            .collect();
+        if of.is_empty() {
+            return;
+        }
+        let namespaces: Arc<BTreeSet<NetnsId>> = Arc::new(self.seen.keys().copied().filter(|id| then(*id).is_some()).collect());
+        for (uid, addresses) in of {
+            let namespaces = namespaces.clone();
+            self.beside.insert(uid, Beside { addresses, namespaces });
         }
     }
+}
+
+/// Whether no network reaches a namespace: it has no address but those that each device has by itself.
+fn is_down(seen: &Seen) -> bool {
+    let by_itself = |ip: &IpAddr| match ip.to_canonical() {
+        IpAddr::V4(ip) => ip.is_loopback() || ip.is_link_local(),
+        IpAddr::V6(ip) => ip.is_loopback() || ip.is_unicast_link_local(),
+    };
+    seen.addresses.iter().all(by_itself)
 }

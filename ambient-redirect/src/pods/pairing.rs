@@ -12,12 +12,31 @@ pub(super) struct Found {
     pub(super) unpaired: BTreeMap<PodUid, Unpaired>,
 }
 
+/// What pods are paired by. The addresses are canonical.
+struct There<'a> {
+    desired: &'a [PodSpec],
+    seen: &'a BTreeMap<NetnsId, Seen>,
+    /// The pods that have no namespace.
+    waiting: Vec<&'a PodSpec>,
+    /// The namespaces that have no pod.
+    free: Vec<(NetnsId, Vec<IpAddr>)>,
+    held: Vec<Held<'a>>,
+}
+
+/// A namespace that has a pod.
+struct Held<'a> {
+    id: NetnsId,
+    there: Vec<IpAddr>,
+    pod: &'a PodSpec,
+    leaves: bool,
+}
+
 /// Pairs pods that have no namespace with namespaces that have no pod. A pairing that stands is never questioned: whoever
 /// can give himself another's address could else put that pod outside the mesh. `holder` says which pod a namespace has, and
 /// whether it is leaving; `is_not` that one is not a pod's whatever addresses are in it.
 pub(super) fn pair<'a>(
-    desired: &[PodSpec],
-    seen: &BTreeMap<NetnsId, Seen>,
+    desired: &'a [PodSpec],
+    seen: &'a BTreeMap<NetnsId, Seen>,
     holder: impl Fn(NetnsId) -> Option<(&'a PodSpec, bool)>,
     placed: impl Fn(&PodUid) -> bool,
     too_early: impl Fn(NetnsId, &PodUid) -> bool,
@@ -27,23 +46,30 @@ pub(super) fn pair<'a>(
         pairs: Vec::new(),
         unpaired: BTreeMap::new(),
     };
-    let waiting: Vec<&PodSpec> = desired.iter().filter(|d| !placed(&d.uid)).collect();
-    let canonical = |(id, seen): (&NetnsId, &Seen)| (*id, seen.addresses.iter().map(IpAddr::to_canonical).collect());
-    let free: Vec<(NetnsId, Vec<IpAddr>)> = seen.iter().filter(|(id, _)| holder(**id).is_none()).map(canonical).collect();
-    let held: Vec<(NetnsId, Vec<IpAddr>)> = seen.iter().filter(|(id, _)| holder(**id).is_some()).map(canonical).collect();
+    let mut all = There {
+        desired,
+        seen,
+        waiting: desired.iter().filter(|d| !placed(&d.uid)).collect(),
+        free: Vec::new(),
+        held: Vec::new(),
+    };
+    for (id, seen) in seen {
+        let (id, there) = (*id, canonical(&seen.addresses));
+        match holder(id) {
+            Some((pod, leaves)) => all.held.push(Held { id, there, pod, leaves }),
+            None => all.free.push((id, there)),
+        }
+    }
 
-    for spec in &waiting {
-        let addresses: Vec<IpAddr> = spec.addresses.iter().map(IpAddr::to_canonical).collect();
-        let mut claims: Vec<NetnsId> = free
-            .iter()
-            .filter(|(_, there)| addresses.iter().any(|ip| there.contains(ip)))
-            .map(|(id, _)| *id)
-            .collect();
-        claims.retain(|id| !is_not(*id, &spec.uid));
-        let verdict = match place(spec, &addresses, claims, &waiting, &free, desired, seen) {
+    for spec in &all.waiting {
+        let addresses = canonical(&spec.addresses);
+        let claim = |(_, there): &&(NetnsId, Vec<IpAddr>)| addresses.iter().any(|ip| there.contains(ip));
+        let (doubtful, claims): (Vec<NetnsId>, _) =
+            (all.free.iter().filter(claim).map(|(id, _)| *id)).partition(|id| is_not(*id, &spec.uid));
+        let verdict = match all.place(spec, &addresses, claims) {
             Ok(Some(id)) if too_early(id, &spec.uid) => Err(Unpaired::JustLeft),
             Ok(Some(id)) => Ok(id),
-            Ok(None) => Err(lacking(&addresses, &held, &holder)),
+            Ok(None) => Err(all.lacking(&addresses, &doubtful)),
             Err(why) => Err(why),
         };
         match verdict {
@@ -60,70 +86,91 @@ pub(super) fn pair<'a>(
     found
 }
 
-/// Why a pod has no namespace, where none that is free has one of its addresses.
-fn lacking<'a>(addresses: &[IpAddr], held: &[(NetnsId, Vec<IpAddr>)], holder: impl Fn(NetnsId) -> Option<(&'a PodSpec, bool)>) -> Unpaired {
-    let claim = held.iter().find_map(|(id, there)| {
-        let address = addresses.iter().find(|ip| there.contains(ip))?;
-        Some((*id, *address, holder(*id)?))
-    });
-    match claim {
-        Some((namespace, address, (_, true))) => Unpaired::LetGo { namespace, address },
-        Some((namespace, address, (other, false))) => Unpaired::SameAddress {
-            pod: other.to_string(),
-            address,
-            namespace: Some(namespace),
-        },
-        None => Unpaired::Nowhere,
+fn canonical(addresses: &[IpAddr]) -> Vec<IpAddr> {
+    addresses.iter().map(IpAddr::to_canonical).collect()
+}
+
+impl There<'_> {
+    /// Why a pod has no namespace, where none that is free and beyond doubt has one of its addresses.
+    fn lacking(&self, addresses: &[IpAddr], doubtful: &[NetnsId]) -> Unpaired {
+        let claim = self.held.iter().find_map(|held| held.why(addresses));
+        claim.unwrap_or_else(|| doubtful.first().copied().map_or(Unpaired::Nowhere, Unpaired::Doubtful))
+    }
+
+    /// Why a pod waits for a namespace that another has: it may be its own. That is one whose pod is known by the same address, as
+    /// where a kubelet's own pod is given another UID, or by nothing. What else a pod that is in the mesh gives itself keeps no other
+    /// out.
+    fn awaits(&self, spec: &PodSpec, addresses: &[IpAddr]) -> Option<Unpaired> {
+        self.held.iter().find_map(|held| {
+            let known = canonical(&held.pod.addresses);
+            let its_own: Vec<IpAddr> = addresses
+                .iter()
+                .copied()
+                .filter(|ip| known.is_empty() || known.contains(ip))
+                .collect();
+            let why = held.why(&its_own)?;
+            anothers(held.id, &spec.uid, self.desired, self.seen).is_none().then_some(why)
+        })
+    }
+
+    /// The free namespace that is a pod's, of those that claim an address of it; `None` where none does.
+    fn place(&self, spec: &PodSpec, addresses: &[IpAddr], mut claims: Vec<NetnsId>) -> Result<Option<NetnsId>, Unpaired> {
+        if addresses.is_empty() {
+            return Err(Unpaired::NoAddress);
+        }
+        if let Some(everyones) = addresses.iter().find(|ip| ip.is_loopback() || ip.is_unspecified()) {
+            return Err(Unpaired::NotAPods(*everyones));
+        }
+        match by_processes(spec, &claims, self.desired, self.seen) {
+            // Its own processes run in it: whoever else claims the address is wrong, or gone.
+            Some(Ok(own)) => return self.whole(own, addresses),
+            Some(Err((namespace, pod))) => return Err(Unpaired::Anothers { namespace, pod }),
+            None => claims.retain(|id| anothers(*id, &spec.uid, self.desired, self.seen).is_none()),
+        }
+        if let Some(why) = self.awaits(spec, addresses) {
+            return Err(why);
+        }
+        let shared = |other: &PodSpec| other.addresses.iter().copied().find(|ip| addresses.contains(&ip.to_canonical()));
+        let mut others = self.waiting.iter().filter(|other| other.uid != spec.uid);
+        if let Some((other, address)) = others.find_map(|other| Some((other, shared(other)?))) {
+            return Err(Unpaired::SameAddress {
+                pod: other.to_string(),
+                address,
+                namespace: None,
+            });
+        }
+        match claims[..] {
+            [] => Ok(None),
+            [id] => self.whole(id, addresses),
+            [first, second, ..] => Err(Unpaired::Two(first, second)),
+        }
+    }
+
+    /// A namespace that has one address of a pod is the pod's if it has all.
+    fn whole(&self, id: NetnsId, addresses: &[IpAddr]) -> Result<Option<NetnsId>, Unpaired> {
+        let there = self.free.iter().find(|(i, _)| *i == id).map(|(_, there)| there);
+        match addresses.iter().find(|ip| !there.is_some_and(|t| t.contains(ip))) {
+            None => Ok(Some(id)),
+            Some(missing) => Err(Unpaired::Lacks {
+                namespace: id,
+                missing: *missing,
+            }),
+        }
     }
 }
 
-/// The free namespace that is a pod's, of those that claim an address of it; `None` where none does.
-fn place(
-    spec: &PodSpec,
-    addresses: &[IpAddr],
-    mut claims: Vec<NetnsId>,
-    waiting: &[&PodSpec],
-    free: &[(NetnsId, Vec<IpAddr>)],
-    desired: &[PodSpec],
-    seen: &BTreeMap<NetnsId, Seen>,
-) -> Result<Option<NetnsId>, Unpaired> {
-    if addresses.is_empty() {
-        return Err(Unpaired::NoAddress);
-    }
-    if let Some(everyones) = addresses.iter().find(|ip| ip.is_loopback() || ip.is_unspecified()) {
-        return Err(Unpaired::NotAPods(*everyones));
-    }
-    match by_processes(spec, &claims, desired, seen) {
-        // Its own processes run in it: whoever else claims the address is wrong, or gone.
-        Some(Ok(own)) => return whole(own, addresses, free),
-        Some(Err((namespace, pod))) => return Err(Unpaired::Anothers { namespace, pod }),
-        None => claims.retain(|id| anothers(*id, spec, desired, seen).is_none()),
-    }
-    let shared = |other: &PodSpec| other.addresses.iter().copied().find(|ip| addresses.contains(&ip.to_canonical()));
-    let mut others = waiting.iter().filter(|other| other.uid != spec.uid);
-    if let Some((other, address)) = others.find_map(|other| Some((other, shared(other)?))) {
-        return Err(Unpaired::SameAddress {
-            pod: other.to_string(),
-            address,
-            namespace: None,
-        });
-    }
-    match claims[..] {
-        [] => Ok(None),
-        [id] => whole(id, addresses, free),
-        [first, second, ..] => Err(Unpaired::Two(first, second)),
-    }
-}
-
-/// A namespace that has one address of a pod is the pod's if it has all.
-fn whole(id: NetnsId, addresses: &[IpAddr], free: &[(NetnsId, Vec<IpAddr>)]) -> Result<Option<NetnsId>, Unpaired> {
-    let there = free.iter().find(|(i, _)| *i == id).map(|(_, there)| there);
-    match addresses.iter().find(|ip| !there.is_some_and(|t| t.contains(ip))) {
-        None => Ok(Some(id)),
-        Some(missing) => Err(Unpaired::Lacks {
-            namespace: id,
-            missing: *missing,
-        }),
+impl Held<'_> {
+    /// Why this is not another pod's, if it has one of these addresses.
+    fn why(&self, addresses: &[IpAddr]) -> Option<Unpaired> {
+        let (namespace, address) = (self.id, *addresses.iter().find(|ip| self.there.contains(ip))?);
+        Some(match self.leaves {
+            true => Unpaired::LetGo { namespace, address },
+            false => Unpaired::SameAddress {
+                pod: self.pod.to_string(),
+                address,
+                namespace: Some(namespace),
+            },
+        })
     }
 }
 
@@ -142,13 +189,13 @@ fn by_processes(
         return Some(Ok(*own));
     }
     let [id] = claims else { return None };
-    anothers(*id, spec, desired, seen).map(|other| Err((*id, other)))
+    anothers(*id, &spec.uid, desired, seen).map(|other| Err((*id, other)))
 }
 
 /// The other pod that a namespace is of, by its processes: one that is meant to be in the mesh, or one that is not. The UIDs that the
 /// API server gives have dashes. What has none is of a file of the kubelet's, whose pod is known under another UID: that may be this one.
-fn anothers(id: NetnsId, spec: &PodSpec, desired: &[PodSpec], seen: &BTreeMap<NetnsId, Seen>) -> Option<String> {
-    let whose = seen.get(&id)?.whose.as_ref().filter(|whose| whose.pod != spec.uid)?;
+pub(super) fn anothers(id: NetnsId, uid: &PodUid, desired: &[PodSpec], seen: &BTreeMap<NetnsId, Seen>) -> Option<String> {
+    let whose = seen.get(&id)?.whose.as_ref().filter(|whose| whose.pod != *uid)?;
     let known = desired.iter().find(|d| d.uid == whose.pod).map(ToString::to_string);
     known.or_else(|| whose.pod.as_str().contains('-').then(|| format!("the pod {}", whose.pod)))
 }
@@ -177,10 +224,10 @@ mod tests {
     }
 
     /// Inode, address, and the pod and start of the oldest process.
-    type There<'a> = (u64, &'a str, Option<(&'a str, u64)>);
+    type At<'a> = (u64, &'a str, Option<(&'a str, u64)>);
 
-    fn namespaces(of: &[There<'_>]) -> BTreeMap<NetnsId, Seen> {
-        let seen = |(ino, address, whose): &There<'_>| {
+    fn namespaces(of: &[At<'_>]) -> BTreeMap<NetnsId, Seen> {
+        let seen = |(ino, address, whose): &At<'_>| {
             let whose = whose.map(|(pod, started)| Whose {
                 pod: pod.into(),
                 started,

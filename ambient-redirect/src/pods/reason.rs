@@ -53,6 +53,9 @@ pub enum Unpaired {
     /// There are two that could be its own.
     #[error("two namespaces, {0} and {1}, have its address")]
     Two(NetnsId, NetnsId),
+    /// The one with its address was there already when another went that had it too, which may have been its own.
+    #[error("the namespace {0} has its address, and was there already when another went that had it: it may be somebody else's")]
+    Doubtful(NetnsId),
     /// Another pod's processes run in the one with its address.
     #[error("the namespace {namespace} with its address is that of {pod}, whose processes run in it")]
     Anothers {
@@ -126,6 +129,7 @@ impl Unpaired {
             Self::LetGo { .. } | Self::OwnLetGo => "namespace-let-go",
             Self::JustLeft => "namespace-just-left",
             Self::Two(..) => "two-namespaces",
+            Self::Doubtful(_) => "doubtful-namespace",
             Self::Anothers { .. } => "anothers-namespace",
             Self::Lacks { .. } => "address-missing",
         }

@@ -9,6 +9,7 @@ use std::{
 use super::{Birth, Done, Kept, Notice, Output, PodState, Refusal, Repair, Report, State, Step, Timing};
 use crate::{
     PodSpec,
+    later::{FAR, later},
     linux::{NetnsId, Proof, Segments, Stranger},
     plan::IpFamily,
 };
@@ -143,8 +144,8 @@ impl Entry {
             failures: 0,
             error: None,
             not_before: None,
-            verify_at: now + timing.verify_every,
-            together: timing.verify_every / 5,
+            verify_at: later(now, timing.verify_every),
+            together: timing.verify_every.min(FAR) / 5,
             hold_at: now,
             drain_until: None,
             said: None,
@@ -300,7 +301,7 @@ impl Entry {
             Phase::Proving => Some(Step::Prove),
             Phase::Opening => Some(Step::Open),
             Phase::Announcing => Some(Step::Announce),
-            Phase::In { .. } => (self.dirty || self.verify_at <= now + self.together).then_some(Step::Verify),
+            Phase::In { .. } => (self.dirty || self.verify_at <= later(now, self.together)).then_some(Step::Verify),
             Phase::Retracting | Phase::Withdrawing => Some(Step::Withdraw),
             Phase::LettingBy | Phase::Releasing => Some(Step::Release),
             Phase::Draining => Some(Step::Drain),
@@ -376,7 +377,7 @@ impl Entry {
                 self.listen_next = listeners;
                 self.phase = if rules { Phase::Enforcing } else { Phase::Listening };
             }
-            Done::Unfinished => self.not_before = Some(now + timing.pause),
+            Done::Unfinished => self.not_before = Some(later(now, timing.pause)),
             Done::Runs => self.phase = Phase::Listening,
             Done::Well(report) => {
                 self.report(step, &report);
@@ -398,8 +399,8 @@ impl Entry {
 
     fn put_back(&mut self, now: Instant, timing: &Timing, step: Step) {
         self.enforced |= step == Step::Enforce;
-        self.hold_at = now + timing.verify_least;
-        self.verify_at = now + timing.verify_every;
+        self.hold_at = later(now, timing.verify_least);
+        self.verify_at = later(now, timing.verify_every);
     }
 
     /// After a step, where it is to go the other way: out, although it was on its way in, or the reverse.
@@ -422,7 +423,7 @@ impl Entry {
             self.not_before = None;
         }
         if self.phase == Phase::Draining && self.drain_until.is_none() {
-            self.drain_until = Some(now + timing.drain);
+            self.drain_until = Some(later(now, timing.drain));
         }
     }
 
@@ -449,9 +450,9 @@ impl Entry {
         match step {
             Step::Close => {
                 self.closed = true;
-                self.hold_at = now + timing.verify_least;
+                self.hold_at = later(now, timing.verify_least);
                 // After a failure the next attempt has a pause of its own.
-                self.not_before = (self.failures > 0).then(|| now + timing.pause_after(self.failures));
+                self.not_before = (self.failures > 0).then(|| later(now, timing.pause_after(self.failures)));
                 self.phase = match self.given_until {
                     Some(_) => Phase::Waiting,
                     None => Phase::Listening,
@@ -460,7 +461,7 @@ impl Entry {
             Step::Listen => self.phase = Phase::Enforcing,
             Step::Enforce => {
                 self.enforced = true;
-                self.hold_at = now + timing.verify_least;
+                self.hold_at = later(now, timing.verify_least);
                 self.phase = match std::mem::take(&mut self.listen_next) {
                     true => Phase::Listening,
                     false => Phase::Proving,
@@ -487,8 +488,8 @@ impl Entry {
                 self.holds(now, wall);
                 self.failures = 0;
                 self.error = None;
-                self.verify_at = now + timing.verify_every;
-                self.not_before = Some(now + timing.verify_least);
+                self.verify_at = later(now, timing.verify_every);
+                self.not_before = Some(later(now, timing.verify_least));
             }
             Step::Withdraw => {
                 self.announced = None;
@@ -496,7 +497,7 @@ impl Entry {
                 self.mending = None;
                 if self.phase == Phase::Retracting {
                     self.phase = if timing.open { Phase::LettingBy } else { Phase::Listening };
-                    self.not_before = (!timing.open).then(|| now + timing.pause_most);
+                    self.not_before = (!timing.open).then(|| later(now, timing.pause_most));
                 } else {
                     self.failures = 0;
                     self.phase = if self.gone { Phase::Cutting } else { Phase::Releasing };
@@ -507,7 +508,7 @@ impl Entry {
                 self.closed = false;
                 if self.phase == Phase::LettingBy {
                     self.phase = Phase::Listening;
-                    self.not_before = Some(now + timing.pause_most);
+                    self.not_before = Some(later(now, timing.pause_most));
                 } else {
                     self.failures = 0;
                     self.phase = Phase::Draining;
@@ -575,8 +576,8 @@ impl Entry {
         }
         self.failures = 0;
         self.error = None;
-        self.verify_at = now + timing.verify_every;
-        self.not_before = Some(now + timing.verify_least);
+        self.verify_at = later(now, timing.verify_every);
+        self.not_before = Some(later(now, timing.verify_least));
         self.phase = match self.proof {
             Some(proof) => Phase::In { captured_at, proof },
             // Nobody has proven it: a driver that answers so has not done what it was told.
@@ -587,7 +588,7 @@ impl Entry {
     fn failed(&mut self, now: Instant, timing: &Timing, refusal: Refusal, usurped: bool, output: &mut VecDeque<Output>) {
         let step = refusal.step;
         self.failures = self.failures.saturating_add(1);
-        let pause = now + timing.pause_after(self.failures);
+        let pause = later(now, timing.pause_after(self.failures));
         if self.error.as_ref() != Some(&refusal) && !self.gone {
             output.push_back(Output::Tell(Notice::Refused(self.pod.clone(), refusal.clone())));
         }

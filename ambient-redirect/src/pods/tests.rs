@@ -1,11 +1,17 @@
 mod begins;
 mod claims;
+mod happening;
+mod squatter;
 mod verified;
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
 
+use self::{
+    happening::{Happening, happening, places},
+    squatter::{NONE, SQUATTER, Squatter},
+};
 use super::*;
 use crate::linux::{Way, Ways};
 
@@ -50,17 +56,7 @@ struct Node {
     given: BTreeMap<NetnsId, usize>,
     /// Where something was done since it was looked into.
     entered: BTreeSet<NetnsId>,
-}
-
-#[derive(Clone, Debug)]
-enum Happening {
-    Want(Vec<usize>),
-    See(Vec<(u64, usize)>),
-    End { which: usize, well: bool },
-    Linger(usize),
-    Give(u64, usize),
-    Break(u64),
-    Pass(u64),
+    squatter: Option<Squatter>,
 }
 
 impl Node {
@@ -90,6 +86,7 @@ impl Node {
             told: Vec::new(),
             given: BTreeMap::new(),
             entered: BTreeSet::new(),
+            squatter: None,
         }
     }
 
@@ -114,6 +111,12 @@ impl Node {
     fn want(&mut self, which: &[usize]) {
         self.known = true;
         let specs: Vec<PodSpec> = which.iter().map(|i| spec(*i)).collect();
+        let owned = self.owned(&self.pods.seen);
+        if let Some(squatter) = &mut self.squatter {
+            let before = self.pods.desired.clone().unwrap_or_default();
+            let new: Vec<PodSpec> = specs.iter().filter(|spec| !before.contains(spec)).cloned().collect();
+            squatter.hears(&new, &owned);
+        }
         self.pods.handle_desired(self.now, Some(specs.into()));
         self.look();
     }
@@ -121,25 +124,37 @@ impl Node {
     /// As whoever drives it looks at once for a pod that it has not looked for yet.
     fn look(&mut self) {
         if self.pods.wants_look() && self.pods.looked {
-            self.pods.look_begins();
-            let seen = self.pods.seen.clone();
-            self.pods.handle_namespaces(self.now, seen);
+            self.tell(false, &[]);
         }
         self.poll();
     }
 
     fn see(&mut self, places: &[(u64, usize)]) {
-        let mut fresh: BTreeMap<NetnsId, Vec<IpAddr>> = places.iter().map(|(n, address)| (id(*n), vec![address_of(*address)])).collect();
+        self.see_of(places, false);
+    }
+
+    fn see_of(&mut self, places: &[(u64, usize)], short: bool) {
+        let addresses = |index: usize| if index == NONE { vec![] } else { vec![address_of(index)] };
+        let mut fresh: BTreeMap<NetnsId, Vec<IpAddr>> = places.iter().map(|(n, index)| (id(*n), addresses(*index))).collect();
         self.given.retain(|n, _| self.pods.is_paired(*n));
         for (n, address) in &self.given {
             fresh.insert(*n, vec![address_of(*address)]);
         }
+        let is_told = |n: &NetnsId| !short || self.pods.seen.contains_key(n);
+        let (told, untold): (BTreeMap<_, _>, BTreeMap<_, _>) = fresh.into_iter().partition(|(n, _)| is_told(n));
+        self.seen = told;
         // What refuses goes with its namespace: one that is told of again is another.
-        self.world.closed.retain(|n| fresh.contains_key(n));
-        self.world.shut.retain(|n| fresh.contains_key(n));
-        for n in fresh.keys() {
+        self.world.closed.retain(|n| self.seen.contains_key(n));
+        self.world.shut.retain(|n| self.seen.contains_key(n));
+        let untold: Vec<IpAddr> = untold.into_values().flatten().collect();
+        self.tell(short, &untold);
+    }
+
+    /// Tells what is there, but for namespaces with these addresses.
+    fn tell(&mut self, short: bool, untold: &[IpAddr]) {
+        for n in self.seen.keys() {
             let left = !self.pods.is_paired(*n) && self.entered.remove(n);
-            if self.seen.contains_key(n) && !left {
+            if self.pods.seen.contains_key(n) && !left {
                 continue;
             }
             match self.world.rules.get(n) {
@@ -147,7 +162,6 @@ impl Node {
                 None => self.world.left_behind.remove(n),
             };
         }
-        self.seen = fresh;
         self.pods.look_begins();
         let seen = self.seen.iter().map(|(n, addresses)| {
             let left_behind = self.world.left_behind.get(n).map(|uid| LeftBehind {
@@ -165,7 +179,16 @@ impl Node {
                 },
             )
         });
-        self.pods.handle_namespaces(self.now, seen.collect());
+        let mut seen: BTreeMap<NetnsId, Seen> = seen.collect();
+        let owned = (self.owned(&self.pods.seen), self.owned(&seen));
+        if let Some(squatter) = &mut self.squatter {
+            let his = squatter.follows(&owned.0, &owned.1, untold, |n| seen[n].addresses.is_empty());
+            seen.insert(id(SQUATTER), his);
+        }
+        if short {
+            self.pods.handle_shortage(self.now);
+        }
+        self.pods.handle_namespaces(self.now, seen);
         self.poll();
     }
 
@@ -294,6 +317,7 @@ impl Node {
     fn check(&mut self, action: Action) {
         let (n, uid, world) = (action.namespace, &action.pod.uid, &mut self.world);
         assert!(self.known, "nothing is touched until it is known what is desired");
+        assert!(n != id(SQUATTER), "whoever claims an address is not taken for its pod: {action:?}");
         assert!(!world.under_way.contains_key(&n), "one thing at a time: {action:?}");
         assert!(
             world.under_way.values().all(|a| a.pod.uid != *uid),
@@ -357,7 +381,7 @@ impl Node {
         let places: Vec<(u64, usize)> = self
             .seen
             .iter()
-            .map(|(n, a)| (n.ino, (0..4).find(|i| a.contains(&address_of(*i))).unwrap()))
+            .map(|(n, a)| (n.ino, (0..NONE).find(|i| a.contains(&address_of(*i))).unwrap_or(NONE)))
             .collect();
         self.see(&places);
         self.finish();
@@ -683,10 +707,15 @@ proptest! {
     ) {
         let mut node = Node::new(&left_behind);
         node.announced(&announced);
+        node.squatter = Some(Squatter::default());
         for happening in happenings {
             match happening {
                 Happening::Want(which) => node.want(&which),
                 Happening::See(places) => node.see(&places),
+                Happening::SeeInPart(places) => node.see_of(&places, true),
+                Happening::Squat(which) => {
+                    node.squatter.iter_mut().for_each(|squatter| squatter.would = which.iter().map(|i| address_of(*i)).collect());
+                }
                 Happening::End { which, well } => node.end(which, well),
                 Happening::Linger(which) => node.linger(which),
                 Happening::Give(n, which) => node.give(n, which),
@@ -719,22 +748,6 @@ proptest! {
             prop_assert!(node.state(uid.as_str()).is_some(), "rules of {uid} in {n}, which is not desired");
         }
     }
-}
-
-fn happening() -> impl Strategy<Value = Happening> {
-    prop_oneof![
-        2 => prop::collection::vec(0usize..5, 0..4).prop_map(Happening::Want),
-        2 => places().prop_map(Happening::See),
-        8 => (0usize..4, prop::bool::weighted(0.8)).prop_map(|(which, well)| Happening::End { which, well }),
-        2 => (0usize..4).prop_map(Happening::Linger),
-        1 => (1u64..4, 0usize..5).prop_map(|(n, which)| Happening::Give(n, which)),
-        1 => (1u64..4).prop_map(Happening::Break),
-        2 => (1u64..8000).prop_map(Happening::Pass),
-    ]
-}
-
-fn places() -> impl Strategy<Value = Vec<(u64, usize)>> {
-    prop::collection::vec((1u64..4, 0usize..3), 0..4)
 }
 
 fn report(said: Option<&str>, strays: u64) -> Report {

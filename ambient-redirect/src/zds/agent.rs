@@ -31,7 +31,7 @@ use std::{
 use ambient_core::PodUid;
 
 use super::wire::{Ack, DecodeError, Hello, LONGEST_PACKET, Request, VERSION, WorkloadInfo, cut};
-use crate::linux::NetnsId;
+use crate::{later::later, linux::NetnsId};
 
 /// A connected proxy. Later ones are greater.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -310,7 +310,7 @@ impl<F: Clone> Agent<F> {
     pub fn handle_connected(&mut self, now: Instant) -> ProxyId {
         let id = ProxyId(self.number());
         let phase = Phase::Greeting {
-            until: now + self.timing.hello,
+            until: later(now, self.timing.hello),
         };
         let connection = Connection {
             phase,
@@ -375,7 +375,7 @@ impl<F: Clone> Agent<F> {
             _ => None,
         };
         let packet = request.encode();
-        let until = now + self.timing.ack;
+        let until = later(now, self.timing.ack);
         self.proxies.get_mut(&id)?.ask(request, until, &self.wanted);
         Some(Output::Send {
             to: id,
@@ -393,7 +393,7 @@ impl<F: Clone> Agent<F> {
                 _ => c.asked.as_ref().map(|(_, until)| *until),
             };
             let naming = c.phase == Phase::Naming && c.asked.is_none();
-            let grace = self.expected.as_ref().map(|(since, _)| *since + self.timing.grace);
+            let grace = self.expected.as_ref().map(|(since, _)| later(*since, self.timing.grace));
             let adds = naming || newest == Some(*id);
             let later = self.wanted.iter().filter(move |_| c.asked.is_none());
             let later = later.filter_map(move |(uid, wanted)| {
@@ -482,7 +482,7 @@ impl<F: Clone> Agent<F> {
         }
         let (since, expected) = self.expected.as_ref().filter(|_| naming)?;
         let mut missing = expected.iter().filter(|uid| !self.wanted.contains_key(*uid)).peekable();
-        if missing.peek().is_some() && now < *since + self.timing.grace {
+        if missing.peek().is_some() && now < later(*since, self.timing.grace) {
             return None;
         }
         let mut missing = missing.chain(self.suspects.keys());
@@ -525,7 +525,7 @@ impl<F: Clone> Agent<F> {
 
     fn handle_ack(&mut self, now: Instant, from: ProxyId, request: Request, ack: Ack) -> Result<(), Ended> {
         let newest = self.newest() == Some(from);
-        let again = now + self.timing.again;
+        let again = later(now, self.timing.again);
         let Some(connection) = self.proxies.get_mut(&from) else {
             return Ok(());
         };
@@ -570,9 +570,9 @@ impl<F: Clone> Agent<F> {
         // Once may be by chance.
         let pause = match times {
             1 => Duration::ZERO,
-            times => self.timing.again * (1 << (times - 2).min(LONGEST_PAUSE)),
+            times => self.timing.again.saturating_mul(1 << (times - 2).min(LONGEST_PAUSE)),
         };
-        let not_before = now + pause;
+        let not_before = later(now, pause);
         self.suspects.insert(uid, Suspect { times, not_before });
     }
 

@@ -27,6 +27,7 @@ use super::{
 };
 use crate::{
     PodSpec, Proxy,
+    later::FAR,
     linux::{Netns, NetnsId, Packet, SeqPacket},
 };
 
@@ -133,7 +134,7 @@ impl Client {
                 }
                 // Also one that takes a connection and ends it is left in peace.
                 attempt = Tick::now() + jittered(pause);
-                pause = (pause * 2).min(self.config.pause_most);
+                pause = pause.saturating_mul(2).min(self.config.pause_most);
                 continue;
             }
             if matches!(self.workloads.readiness(), Readiness::Ready | Readiness::Pending(..)) {
@@ -306,7 +307,7 @@ fn spec(uid: &PodUid, info: &WorkloadInfo) -> PodSpec {
 /// Between four and five quarters of a pause, so that those who lost an agent together do not come back together.
 fn jittered(pause: Duration) -> Duration {
     let draw = RandomState::new().build_hasher().finish();
-    pause.mul_f64(0.8 + 0.4 * (draw as f64 / u64::MAX as f64))
+    pause.min(FAR).mul_f64(0.8 + 0.4 * (draw as f64 / u64::MAX as f64))
 }
 
 fn now() -> Instant {
@@ -318,3 +319,15 @@ const FIRST: &str = "/proc/1/ns/net";
 const LONGEST_REQUEST: usize = 4096;
 /// Steps that have ended and are not looked at; more wait.
 const ENDINGS: usize = 64;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pause_without_end_is_a_long_one() {
+        let pause = jittered(Duration::MAX);
+        assert!(pause >= FAR / 2 && pause <= FAR * 2, "{pause:?}");
+        assert!((8..=12).contains(&jittered(Duration::from_millis(10)).as_millis()));
+    }
+}

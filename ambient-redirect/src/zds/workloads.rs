@@ -16,7 +16,7 @@ use std::{
 use ambient_core::PodUid;
 
 use super::wire::{Ack, DecodeError, Hello, Request, VERSION, WorkloadInfo};
-use crate::linux::NetnsId;
+use crate::{later::later, linux::NetnsId};
 
 /// How long things take.
 #[derive(Clone, Copy, Debug)]
@@ -242,7 +242,7 @@ impl<F: Clone> Workloads<F> {
 
     /// A workload is served now as was asked, or it is not.
     pub fn handle_served(&mut self, now: Instant, uid: &PodUid, result: Result<(), String>) {
-        let again = now + self.timing.again;
+        let again = later(now, self.timing.again);
         let Some(workload) = self.workloads.get_mut(uid) else { return };
         let Some(Step::Serve(info, place)) = workload.busy.take() else {
             return;
@@ -340,7 +340,7 @@ impl<F: Clone> Workloads<F> {
 
     fn handle_request(&mut self, now: Instant, request: Request, given: Given<F>) -> Result<(), Ended> {
         let Some(session) = &mut self.session else { return Ok(()) };
-        let until = now + self.timing.answer;
+        let until = later(now, self.timing.answer);
         match request {
             Request::Add { uid, info } => {
                 let given = given.one(&uid)?;

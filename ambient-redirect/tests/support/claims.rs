@@ -20,6 +20,8 @@ pub(crate) fn whoever_has_claimed_an_address_before_its_pod_does_not_become_that
     let node = Node::new(world)?;
     let _other = node.pod("other", "10.0.0.9", "fd00::9")?;
     let thief = world.namespace("thief")?;
+    // Of his own one, which he keeps.
+    thief.add_address("lo", "10.0.0.7/32".parse::<ipnet::IpNet>()?)?;
     thief.add_address("lo", "10.0.0.2/32".parse::<ipnet::IpNet>()?)?;
     let victim = world.namespace("victim")?;
     node.run(async {

@@ -266,8 +266,12 @@ fn pairing_remedy(why: &Unpaired) -> &'static str {
             "wait: it is captured as soon as that is over, which takes as long as a pod that leaves may take (--leave) at most"
         }
         Unpaired::Two(..) => {
-            "take the address away from the namespace that is not the pod's, or the name of one that is stale; a node that sees pods' \
-             processes (--proc) tells them apart by itself"
+            "take the address away from the namespace that is not the pod's, or delete whoever has it and start the pod anew after that; \
+             a node that sees pods' processes (--proc) tells them apart by itself"
+        }
+        Unpaired::Doubtful(_) => {
+            "start the pod anew, so that it has a network namespace that nobody else can have claimed; a node that sees pods' processes \
+             (--proc), or that namespaces are handed to, knows a pod's own without that"
         }
         Unpaired::Anothers { .. } | Unpaired::NotAPods(_) => "correct the addresses in its status: they are another's",
         Unpaired::Lacks { .. } => "its status lists an address that its network namespace does not have: correct either",
@@ -518,6 +522,7 @@ mod tests {
             (Unpaired::OwnLetGo, "namespace-let-go", "wait"),
             (Unpaired::JustLeft, "namespace-just-left", "wait"),
             (Unpaired::Two(namespace, namespace), "two-namespaces", "--proc"),
+            (Unpaired::Doubtful(namespace), "doubtful-namespace", "start the pod anew"),
             (
                 Unpaired::Anothers { namespace, pod: other() },
                 "anothers-namespace",

@@ -161,3 +161,48 @@ fn a_captured_pod_of_which_a_port_of_the_proxys_is_taken_is_refused_until_it_is_
     node.done(Step::Listen, Done::Usurped(Cause::PortTaken("in use".into())));
     assert_eq!(node.steps(), []);
 }
+
+#[test]
+fn an_answer_that_nobody_waits_for_ends_nothing() {
+    let mut node = Node::new(&[]);
+    node.see(&[(1, 0)]);
+    node.want(&[0]);
+    assert_eq!(node.steps(), [Step::Listen]);
+    let stray = Done::Well(Report::default());
+    node.pods.handle_done(node.now, SystemTime::UNIX_EPOCH, id(1), Step::Enforce, stray);
+    node.now += Duration::from_secs(60);
+    node.poll();
+    node.end(0, true);
+    assert_eq!(node.steps(), [Step::Enforce], "after its own answer, and once");
+}
+
+#[test]
+fn durations_without_end_are_waited_for_and_nothing_else() {
+    let never = Duration::MAX;
+    let mut node = Node::new(&[]);
+    node.pods = Pods::new(Timing {
+        verify_every: never,
+        pause: never,
+        pause_most: never,
+        verify_least: never,
+        reuse: never,
+        drain: never,
+        wait: never,
+        open: false,
+    });
+    node.pods.handle_announced(node.now, ["b".into()]);
+    node.give(2, 2);
+    node.see(&[(1, 0)]);
+    node.want(&[0]);
+    node.finish();
+    assert!(matches!(node.state("a"), Some(State::In { .. })), "{:?}", node.state("a"));
+    node.now += Duration::from_secs(24 * 60 * 60);
+    node.poll();
+    assert!(node.world.under_way.is_empty(), "{:?}", node.steps());
+    node.want(&[]);
+    node.end(0, true);
+    node.end(0, true);
+    assert_eq!(node.steps(), [Step::Drain]);
+    node.linger(0);
+    assert!(node.world.under_way.is_empty(), "{:?}", node.steps());
+}
