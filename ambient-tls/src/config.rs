@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use ambient_core::{Credential, Identity, SpiffeId, TrustBundles};
+use ambient_core::{Credential, Identity, TrustBundles};
 use rustls::{
     ClientConfig, ServerConfig,
     client::Resumption,
@@ -13,7 +13,7 @@ use rustls::{
 };
 use rustls_pki_types::{CertificateDer, PrivatePkcs8KeyDer};
 
-use crate::{Accepted, PeerError, Trust, Verifier, credential::own_leaf, peer_id};
+use crate::{Accepted, Trust, Verifier, credential::own_leaf, peer_id};
 
 /// The configuration of a client that presents `credential` and accepts a server among `accepted`.
 ///
@@ -100,9 +100,9 @@ pub(crate) fn certified_key(provider: &CryptoProvider, credential: &Credential) 
     let chain: Vec<_> = credential.chain.iter().map(|der| CertificateDer::from(der.clone())).collect();
     let unfit = |source| ConfigError::new(&credential.identity, source);
     // Our own peers would be shown somebody else, and refuse the one or believe the other.
-    let named = peer_id(&chain).map_err(|e| unfit(Unfit::Leaf(e)))?;
+    let named = peer_id(&chain).map_err(|e| unfit(Unfit::Certificate(own_leaf(&e))))?;
     if named != *credential.identity.spiffe_id() {
-        return Err(unfit(Unfit::Names(named)));
+        return Err(unfit(Unfit::Certificate(format!("its certificate is that of {named}"))));
     }
     let key = PrivatePkcs8KeyDer::from(credential.key.der().to_vec()).into();
     CertifiedKey::from_der(chain, key, provider)
@@ -122,10 +122,8 @@ pub struct ConfigError {
 enum Unfit {
     #[error(transparent)]
     Tls(#[from] rustls::Error),
-    #[error("{}", own_leaf(.0))]
-    Leaf(PeerError),
-    #[error("its certificate is that of {0}")]
-    Names(SpiffeId),
+    #[error("{0}")]
+    Certificate(String),
 }
 
 impl ConfigError {
