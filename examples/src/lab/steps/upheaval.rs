@@ -106,17 +106,19 @@ fn as_the_impostor(lab: &mut Lab, addresses: &[std::net::IpAddr], mark: usize) -
     })?;
     let log = lab.log("node-2")?;
     let entries = evidence::connections(log.get(mark..).unwrap_or_default());
-    // The old pod's last connections may be reported late; a refused one as the old pod would be a mistaken identity.
-    if let Some(entry) = entries
-        .iter()
-        .find(|e| of_address(e) && identity_is(e, "sleep") && e.contains_key("error"))
-    {
+    if let Some(entry) = entries.iter().find(|e| of_address(e) && is_refused_as(e, "sleep")) {
         return Err(Unmet::saw(format!("a call was made with the old identity: {entry:?}")));
     }
     Ok(format!(
         "{} had its own identity and an empty reply in {TRIES} of {TRIES} calls",
         addresses[0]
     ))
+}
+
+/// The old pod's last connections may be reported late, and lost as it went; one refused as the old pod would be a mistaken identity.
+fn is_refused_as(entry: &Entry, account: &str) -> bool {
+    let is_lost = entry.get("reason").is_some_and(|reason| reason == "tunnel_lost");
+    identity_is(entry, account) && entry.contains_key("error") && !is_lost
 }
 
 fn identity_is(entry: &Entry, account: &str) -> bool {
@@ -140,6 +142,14 @@ const TRIES: u32 = 10;
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_call_that_was_lost_with_its_pod_is_no_mistaken_identity() {
+        let of_sleep = "src.identity=\"spiffe://cluster.local/ns/demo/sa/sleep\"";
+        let is_mistaken = |more: &str| is_refused_as(&evidence::fields(&format!("{of_sleep} {more}")), "sleep");
+        assert!(is_mistaken("reason=policy error=\"denied\""));
+        assert!(!is_mistaken("reason=tunnel_lost error=\"reset\"") && !is_mistaken(""));
+    }
 
     #[test]
     fn one_document_of_several() {
