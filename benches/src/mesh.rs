@@ -279,6 +279,8 @@ impl Mesh {
         let options = Options {
             ipv6: false,
             dns: false,
+            // As the nodes that they are compared with.
+            loopback_segments: std::env::var_os("BENCH_SEGMENTS").is_none_or(|switch| switch != "off"),
             ..Options::default()
         };
         for (uid, pod, at) in ground.pods() {

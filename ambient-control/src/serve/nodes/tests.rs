@@ -217,7 +217,7 @@ async fn those_who_join_at_the_same_time_are_noted_with_one_write() {
     const MANY: usize = 2 * CERTIFICATES;
     let scratch = tempfile::tempdir().unwrap();
     let (nodes, now) = (Arc::new(nodes(scratch.path())), start());
-    let tokens = ["node-1", "node-2"].map(|node| nodes.create(node, HOUR, Use::Once, now).unwrap());
+    let tokens = ["node-1", "node-2"].map(|node| nodes.create_token(node, HOUR, Use::Once, now).unwrap());
     let proofs = tokens.map(|token| nodes.proof_of_token(&token).unwrap());
     // Those of the one node come with the one key it has, and of the other each with its own.
     let joins = || {
