@@ -172,9 +172,7 @@ async fn roots_are_trusted_after_a_restart_while_istiod_is_away() {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
-    timeout(Duration::from_secs(20), kept)
-        .await
-        .expect("they are kept in time");
+    timeout(Duration::from_secs(20), kept).await.expect("they are kept in time");
     drop(certificates);
     let endpoint = fake.endpoint();
     let again = Certificates::new(config(endpoint)).unwrap();

@@ -101,7 +101,10 @@ fn what_is_refused_as_it_has_ended_tells_when_and_by_which_clock() {
     let scratch = tempfile::tempdir().unwrap();
     let door = door(&scratch);
     let begun = std::time::UNIX_EPOCH + Duration::from_secs(1_795_000_000);
-    let token = door.nodes.create_token("node-1", Duration::from_secs(600), Use::Always, begun).unwrap();
+    let token = door
+        .nodes
+        .create_token("node-1", Duration::from_secs(600), Use::Always, begun)
+        .unwrap();
     let admit = |token: &str, now| {
         door.admit(&Arc::new(Shown::Nothing), &showing(token), now)
             .map_err(|status| status.message().to_owned())
