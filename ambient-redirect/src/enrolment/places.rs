@@ -539,6 +539,7 @@ mod tests {
         let few: Vec<u64> = few_of_each(many.collect()).iter().map(|(id, _)| id.ino).collect();
         assert_eq!(few, [5000, 0, 1, 2, 3, 4, 5, 6, 7000]);
     }
+
     #[test]
     fn what_cannot_be_read_again_keeps_the_addresses_that_it_was_seen_with() {
         let own = Arc::new(Netns::current().unwrap());
