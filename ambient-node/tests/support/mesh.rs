@@ -546,6 +546,16 @@ impl Mesh {
             };
             series.into_iter().any(is_tunnel).then_some(())
         });
+        // And the news of the one that has connected, which would undo what a test tells of it.
+        until("both to be told of as captured", || {
+            let (_, dump) = self.page(ambient_core::ports::ADMIN, "/config_dump").ok()?;
+            let dump: serde_json::Value = serde_json::from_str(&dump).ok()?;
+            let mut both = dump["workloads"]
+                .as_array()?
+                .iter()
+                .filter(|w| w["name"] == "a" || w["name"] == "b");
+            both.all(|workload| workload["protocol"] == "HBONE").then_some(())
+        });
     }
 }
 
