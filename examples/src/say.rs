@@ -28,6 +28,7 @@ pub(crate) fn print(text: &str) -> anyhow::Result<()> {
 ///
 /// # Errors
 /// When it is not all written, whatever the reason.
+#[cfg(feature = "control")]
 pub(crate) fn hand_over(text: &str) -> anyhow::Result<()> {
     write(text).context("<stdout>")
 }
